@@ -1,0 +1,41 @@
+# Everything from a fresh clone with only Python >= 3.11 and make.
+PYTHON ?= python3
+ENV ?= Hopper-v5
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: install train test test-all lint format lock clean
+
+install: .venv/installed
+
+.venv/installed: requirements.lock setup.py
+	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python >= 3.11 is needed; name one with make PYTHON=...')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+train: install
+	$(BIN)/python -m trpo_tf.train --env=$(ENV) $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: install
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+# Renews requirements.lock with the newest releases that setup.py allows.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev,video]'
+	.venv-lock/bin/python -m pip freeze --exclude trpo_tf | grep -v '@' > requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

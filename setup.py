@@ -1,0 +1,37 @@
+"""Packaging of trpo_tf: ranges of what it needs; requirements.lock pins one set that was tested."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "trpo_tf/__init__.py").read_text(encoding="utf-8"))[1]
+
+setup(
+    name="trpo_tf",
+    version=VERSION,
+    description="Trust Region Policy Optimization on TensorFlow 2 and Keras 3, exported as SavedModels",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["trpo_tf", "trpo_tf.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "envpool>=1.2.5; sys_platform == 'linux'",
+        "gymnasium[mujoco,classic-control]>=1.2",
+        "keras>=3.13.2",
+        "matplotlib>=3.8",
+        "numpy>=2.0",
+        "rich>=13.7",
+        "safetensors>=0.5",
+        "tensorboard>=2.20",
+        "tensorflow>=2.20",
+        "tensorflow-probability>=0.25",
+        "tf-keras>=2.20",
+    ],
+    extras_require={
+        "video": ["moviepy>=2.0"],
+        "dev": ["pre-commit>=4.0", "pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.12"],
+    },
+)

@@ -1,0 +1,111 @@
+"""The project in four calls: train, evaluate, export, load_policy."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trpo_tf import trainer
+from trpo_tf.config import Config, EvaluateConfig, ExportConfig, UsageError
+from trpo_tf.rollout.envs import Envs
+from trpo_tf.rollout.evaluation import Evaluation, env_count
+from trpo_tf.rollout.evaluation import evaluate as run_episodes
+from trpo_tf.run.saved_model import LoadedPolicy
+
+_SEED_STEP = 1 << 16  # more than the environments of an evaluation
+
+
+def train(config: Config) -> trainer.Result:
+    """Trains a policy; see trainer.train."""
+    return trainer.train(config)
+
+
+def load_policy(saved_model_dir) -> LoadedPolicy:
+    """A SavedModel for inference: `.action(obs)`, `.sample(obs, seed)`, `.predict(obs, signature)`, `.metadata`."""
+    return LoadedPolicy(saved_model_dir)
+
+
+def evaluate(config: EvaluateConfig | None = None, progress=lambda done: None, **settings: Any) -> Evaluation:
+    """Runs whole episodes with a run's checkpoint or with a SavedModel.
+
+    Args:
+      config: or its fields as keyword arguments, such as evaluate(saved_model="runs/x/saved_model", episodes=20).
+      progress: called with the number of episodes done.
+
+    Returns:
+      Evaluation: returns and lengths, and their `summary()`.
+
+    Raises:
+      UsageError: a setting is wrong, or there is nothing to evaluate.
+    """
+    config = config or EvaluateConfig(**settings)
+    env_id, act = (_saved_model_actor if config.saved_model else _checkpoint_actor)(config)
+    watched = config.render or config.video
+    envs = Envs(
+        config.env or env_id,
+        1 if watched else env_count(config.episodes),
+        config.seed,
+        "gymnasium" if watched else config.env_backend,
+        threads=2,
+        allow_module=config.allow_env_module,
+        render_mode="human" if config.render else "rgb_array" if config.video else None,
+        video_dir=config.video,
+    )
+    return run_episodes(act, envs, config.episodes, progress)
+
+
+def _saved_model_actor(config: EvaluateConfig):
+    try:
+        policy = LoadedPolicy(config.saved_model)
+    except OSError as error:
+        raise UsageError(f"--saved_model={config.saved_model}: {error}") from error
+    env_id = config.env or policy.metadata.get("env")
+    if not env_id:
+        raise UsageError("--env is missing: the SavedModel does not name its environment")
+    seeds = _row_seeds(config.seed)
+    if config.stochastic:
+        return env_id, lambda obs: policy.sample(obs, next(seeds)(len(obs)))
+    return env_id, policy.action
+
+
+def _checkpoint_actor(config: EvaluateConfig):
+    policy, env_id = _load(config.run_dir, config.best)
+    dtype = policy.encoder.dtype
+    if not config.stochastic:
+        return env_id, lambda obs: policy.act_greedily(obs.astype(dtype)).numpy()
+    seeds = _row_seeds(config.seed)
+    return env_id, lambda obs: policy.act(obs.astype(dtype), next(seeds)(1)[0])[2].numpy()
+
+
+def _load(run_dir: str, best: bool):
+    if not Path(run_dir).is_dir():
+        raise UsageError(f"--run_dir={run_dir}: no such directory")
+    agent = trainer.load_agent(Path(run_dir), best)
+    return agent.policy, agent.config.env
+
+
+def _row_seeds(seed: int):
+    """Functions from a number of rows to seeds [N, 2], fresh ones every time."""
+    count = 0
+    while True:
+        first = count * _SEED_STEP
+        yield lambda rows, first=first: np.stack([np.full(rows, seed), (first + np.arange(rows)) % 2**31], 1).astype(
+            np.int32
+        )
+        count += 1
+
+
+def export(config: ExportConfig | None = None, **settings: Any) -> Path:
+    """Saves a run's newest or best checkpoint as the next numbered SavedModel.
+
+    Args:
+      config: or its fields as keyword arguments, such as export(run_dir="runs/x", best=True).
+
+    Returns:
+      The version's directory.
+    """
+    config = config or ExportConfig(**settings)
+    if not Path(config.run_dir).is_dir():
+        raise UsageError(f"--run_dir={config.run_dir}: no such directory")
+    agent = trainer.load_agent(Path(config.run_dir), config.best)
+    return agent.export(Path(config.export_dir or Path(config.run_dir) / "saved_model"), None)

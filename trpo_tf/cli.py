@@ -1,0 +1,112 @@
+"""What the commands share: flags from a configuration record, help in groups, exit codes."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from trpo_tf.config import UsageError
+
+OK, FAILURE, USAGE, PREEMPTED = 0, 1, 2, 42
+
+_DEFINE = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_boolean,
+}
+
+
+def run(main: Callable[[dict[str, Any]], int | None], config_class: type, command: str, text: str) -> None:
+    """Runs a command with the flags given on the command line, and exits with its code.
+
+    Args:
+      main: from the flags that were given, by field name, to an exit code; None is 0.
+      config_class: a record of config.py; its fields are the flags.
+      command, text: name and one line for the help.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.exit(_run(main, config_class, command, text))
+
+
+def _run(main, config_class: type, command: str, text: str) -> int:
+    try:
+        given = parse(config_class, sys.argv)
+        if given.pop("help"):
+            print(help_text(config_class, command, text))
+            return OK
+        return main(given) or OK
+    except (UsageError, flags.Error, UnicodeDecodeError) as error:
+        return _complain(error, USAGE)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if "TRPO_TF_TRACEBACK" in os.environ:
+            raise
+        return _complain(f"{type(error).__name__}: {error} (TRPO_TF_TRACEBACK=1 shows where)", FAILURE)
+
+
+def _complain(error: Any, code: int) -> int:
+    message = " ".join(str(error).split())
+    print(f"trpo_tf: {''.join(c if c.isprintable() else '?' for c in message)}", file=sys.stderr)
+    return code
+
+
+def parse(config_class: type, argv: list[str]) -> dict[str, Any]:
+    """Defines the flags of a record, reads them, and returns those that were given, and `help`.
+
+    Raises:
+      UsageError: a value has the wrong type, or an argument is not a flag.
+      flags.Error: an unknown flag, or a flagfile that cannot be read.
+    """
+    values = flags.FLAGS
+    for field in dataclasses.fields(config_class):
+        define = _DEFINE.get(field.type, flags.DEFINE_list)
+        default = list(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        define(field.name, default, field.metadata["help"])
+    flags.DEFINE_boolean("help", False, "show the flags", short_name="h")
+    rest = values(argv)
+    if len(rest) > 1:
+        raise UsageError(f"{rest[1]}: not a flag; flags look like --name=value")
+    given = {
+        field.name: _typed(field, values[field.name].value)
+        for field in dataclasses.fields(config_class)
+        if values[field.name].present
+    }
+    return given | {"help": values["help"].value}
+
+
+def _typed(field: dataclasses.Field, value: Any) -> Any:
+    if field.type is float:
+        return float(value)
+    if field.type == tuple[int, ...]:
+        try:
+            return tuple(int(item) for item in value)
+        except ValueError:
+            raise UsageError(f"--{field.name}={','.join(value)}: integers separated by commas are needed") from None
+    return tuple(value) if isinstance(value, list) else value
+
+
+def help_text(config_class: type, command: str, text: str) -> str:
+    """The flags in groups, with defaults, ranges and sources."""
+    lines = [f"usage: python -m trpo_tf.{command} [--flag=value ...] [--flagfile=FILE]", "", text]
+    group = None
+    for field in dataclasses.fields(config_class):
+        if field.metadata["group"] != group:
+            group = field.metadata["group"]
+            lines += ["", f"{group}:"]
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        name = f"--[no]{field.name}" if field.type is bool else f"--{field.name}"
+        lines += [f"  {name}  [{default}]{_allowed(field.metadata)}", f"      {field.metadata['help']}"]
+    return "\n".join(lines)
+
+
+def _allowed(meta) -> str:
+    if meta["choices"]:
+        return f"  one of {', '.join(meta['choices'])}"
+    signs = (("low", ">="), ("high", "<="), ("above", ">"), ("below", "<"))
+    bounds = [f"{sign} {meta[name]}" for name, sign in signs if meta[name] is not None]
+    return f"  {', '.join(bounds)}" if bounds else ""

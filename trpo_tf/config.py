@@ -1,0 +1,232 @@
+"""Every hyperparameter once: its meaning, default, range and source. Flags are generated from these records.
+
+Sources: TRPO is Schulman et al. 2015 (arXiv:1502.05477); GAE is Schulman et al. 2016 (arXiv:1506.02438); E20 is
+Engstrom et al. 2020 (arXiv:2005.12729); A20 is Andrychowicz et al. 2020 (arXiv:2006.05990).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+
+class UsageError(ValueError):
+    """A request that cannot be carried out as stated; the message names the flag, the value and what is allowed."""
+
+
+def _field(default, group: str, text: str, low=None, high=None, choices=None, above=None, below=None):
+    """A hyperparameter. low and high are inclusive bounds, above and below exclusive ones."""
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "group": group,
+            "help": text,
+            "low": low,
+            "high": high,
+            "above": above,
+            "below": below,
+            "choices": choices,
+        },
+    )
+
+
+_RUN, _ENV, _POLICY = "the run", "environments", "policy and value networks"
+_ADV, _TRPO, _VALUE = "advantages", "trust region", "value fit"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One training run. Raises UsageError when a value is out of its range."""
+
+    env: str = _field("", _RUN, "environment id of Gymnasium or EnvPool, such as Hopper-v5")
+    total_steps: int = _field(1_000_000, _RUN, "environment steps (valid transitions) to train for", low=1)
+    seed: int = _field(0, _RUN, "seed of everything random", low=0, high=2**31 - 1)
+    run_dir: str = _field("", _RUN, "directory of the run; empty: runs/<env>-s<seed>-<time>")
+    resume: bool = _field(False, _RUN, "go on from the newest valid checkpoint in --run_dir")
+    checkpoint_every: int = _field(
+        50, _RUN, "updates between checkpoints (environments are rebuilt there, so it is part of the result)", low=1
+    )
+    keep_checkpoints: int = _field(2, _RUN, "newest checkpoints kept", low=1)
+    eval_every: int = _field(50, _RUN, "updates between deterministic evaluations; 0: only at the end", low=0)
+    eval_episodes: int = _field(10, _RUN, "episodes of a periodic evaluation", low=1)
+    final_eval_episodes: int = _field(20, _RUN, "episodes of the evaluation at the end; 0: none", low=0)
+    export: bool = _field(True, _RUN, "save a SavedModel at the end")
+    export_every: int = _field(0, _RUN, "updates between SavedModels on the way; 0: none", low=0)
+    export_dir: str = _field("", _RUN, "where numbered SavedModels go; empty: <run_dir>/saved_model")
+    tensorboard: bool = _field(True, _RUN, "write TensorBoard summaries beside progress.csv")
+
+    env_backend: str = _field(
+        "auto", _ENV, "auto: EnvPool where it has the id, else gymnasium", choices=("auto", "envpool", "gymnasium")
+    )
+    allow_env_module: bool = _field(False, _ENV, "let --env=module:Id import that module")
+    num_envs: int = _field(16, _ENV, "environments stepped together", low=1, high=65536)
+    steps_per_update: int = _field(
+        2048,
+        _ENV,
+        "rows per update, rounded up to a multiple of --num_envs (A20: small batches win at 1M steps)",
+        low=1,
+    )
+    env_threads: int = _field(0, _ENV, "EnvPool's threads; 0: one per core", low=0, high=1024)
+    stagger: bool = _field(
+        True, _ENV, "cut first episodes at different lengths, so that phases are spread over a batch"
+    )
+    rescale_action: bool = _field(False, _ENV, "map [-1, 1] to a bounded Box instead of clipping to its bounds")
+    max_invalid_rows: int = _field(1000, _ENV, "rows with NaN or infinity to mask before giving up", low=0)
+
+    hidden_sizes: tuple[int, ...] = _field((64, 64), _POLICY, "units of each hidden layer of both networks", low=1)
+    activation: str = _field(
+        "tanh", _POLICY, "hidden activation (A20: tanh)", choices=("tanh", "relu", "elu", "gelu", "silu")
+    )
+    init_log_std: float = _field(-0.5, _POLICY, "initial log standard deviation (A20: about -0.7)", low=-10, high=5)
+    normalize_obs: bool = _field(True, _POLICY, "standardise observations by running moments, clipped at 10 (E20)")
+
+    gamma: float = _field(0.99, _ADV, "discount (TRPO, section 8)", low=0, high=1)
+    gae_lambda: float = _field(0.95, _ADV, "exponential weight of GAE (GAE, section 6)", low=0, high=1)
+    scale_reward: bool = _field(True, _ADV, "divide rewards by the running std of the discounted return, clip 10 (E20)")
+
+    max_kl: float = _field(0.01, _TRPO, "largest mean KL(old || new) of an update (TRPO, appendix E)", above=0)
+    cg_iterations: int = _field(10, _TRPO, "conjugate gradient iterations at most (TRPO, appendix C)", low=1)
+    cg_damping: float = _field(0.1, _TRPO, "multiple of the identity added to the Fisher matrix", low=0)
+    cg_tolerance: float = _field(1e-10, _TRPO, "stop when |r|^2 <= tolerance * |grad|^2", low=0)
+    fisher_fraction: float = _field(
+        1.0, _TRPO, "share of the rows in Fisher products (TRPO, appendix C)", above=0, high=1
+    )
+    fisher_product: str = _field(
+        "forward",
+        _TRPO,
+        "forward: Gauss-Newton by forward mode; reverse: double back-propagation of the KL",
+        choices=("forward", "reverse"),
+    )
+    backtrack_ratio: float = _field(0.8, _TRPO, "factor of the step between line-search candidates", above=0, below=1)
+    max_backtracks: int = _field(10, _TRPO, "line-search candidates after the full step", low=0)
+
+    value_epochs: int = _field(20, _VALUE, "passes of the value fit over the batch", low=0)
+    value_minibatch_size: int = _field(128, _VALUE, "rows per Adam step; a remainder is left out of its epoch", low=1)
+    value_learning_rate: float = _field(1e-3, _VALUE, "Adam's learning rate (A20: 3e-4 to 1e-3)", above=0)
+    value_learning_rate_decay: bool = _field(True, _VALUE, "let it fall linearly to 0 over --total_steps")
+
+    def __post_init__(self):
+        validate(self)
+        if not self.env:
+            raise UsageError("--env is missing; name an environment, such as --env=Hopper-v5")
+
+    @property
+    def time_steps(self) -> int:
+        """T, the time steps per environment and update."""
+        return math.ceil(self.steps_per_update / self.num_envs)
+
+
+_WHAT, _HOW = "what to run", "how"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """One evaluation, of a run's checkpoint or of a SavedModel."""
+
+    run_dir: str = _field("", _WHAT, "evaluate the newest checkpoint of this run")
+    best: bool = _field(False, _WHAT, "with --run_dir: the best checkpoint instead of the newest")
+    saved_model: str = _field("", _WHAT, "evaluate this SavedModel (a version, or the newest version below it)")
+    env: str = _field("", _WHAT, "environment id; empty: the one it was trained on")
+    episodes: int = _field(20, _HOW, "episodes to run", low=1)
+    seed: int = _field(1000, _HOW, "seed of environments and sampling", low=0, high=2**31 - 1)
+    stochastic: bool = _field(False, _HOW, "sample actions instead of taking the mode")
+    env_backend: str = _field("auto", _HOW, "as in training", choices=("auto", "envpool", "gymnasium"))
+    allow_env_module: bool = _field(False, _HOW, "let --env=module:Id import that module")
+    render: bool = _field(False, _HOW, "show the episodes in a window")
+    video: str = _field("", _HOW, "record the episodes as videos into this directory")
+    json: str = _field("", _HOW, "write the result as JSON to this file; -: to stdout, without the table")
+
+    def __post_init__(self):
+        validate(self)
+        if bool(self.run_dir) == bool(self.saved_model):
+            raise UsageError("name what to evaluate: either --run_dir or --saved_model")
+        if self.best and not self.run_dir:
+            raise UsageError("--best goes with --run_dir; a SavedModel is a single policy")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """One export of a checkpoint as a SavedModel."""
+
+    run_dir: str = _field("", _WHAT, "run whose checkpoint is exported")
+    best: bool = _field(False, _WHAT, "the best checkpoint instead of the newest")
+    export_dir: str = _field("", _WHAT, "where the numbered SavedModel goes; empty: <run_dir>/saved_model")
+
+    def __post_init__(self):
+        validate(self)
+        if not self.run_dir:
+            raise UsageError("--run_dir is missing; name the run to export")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlotConfig:
+    """One picture of learning curves."""
+
+    run_dirs: tuple[str, ...] = _field((), _WHAT, "runs to draw, separated by commas")
+    metric: tuple[str, ...] = _field(
+        ("env/episode_return", "policy/kl", "policy/entropy", "value/explained_variance"), _HOW, "columns to draw"
+    )
+    output: str = _field("curves.png", _HOW, "file to write: .png, .svg or .pdf")
+
+    def __post_init__(self):
+        validate(self)
+        if not self.run_dirs:
+            raise UsageError("--run_dirs is missing; name one or more runs, separated by commas")
+
+
+def validate(config: Any) -> None:
+    """Checks every field of a configuration against its type, range and choices.
+
+    Raises:
+      UsageError: names the flag, its value and what is allowed.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        values = value if isinstance(value, tuple) else (value,)
+        for item in values:
+            _check(field, item)
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+    meta = field.metadata
+    if meta["choices"] and value not in meta["choices"]:
+        raise UsageError(f"--{field.name}={value}: not one of {', '.join(meta['choices'])}")
+    if field.type not in (int, float, tuple[int, ...]):
+        return
+    numeric = (int, float) if field.type is float else int
+    if isinstance(value, bool) or not isinstance(value, numeric):
+        raise UsageError(f"--{field.name}={value!r}: {'a number' if field.type is float else 'an integer'} is needed")
+    if not math.isfinite(value):
+        raise UsageError(f"--{field.name}={value}: not finite")
+    bounds = (
+        (meta["low"], ">=", lambda a, b: a >= b),
+        (meta["high"], "<=", lambda a, b: a <= b),
+        (meta["above"], ">", lambda a, b: a > b),
+        (meta["below"], "<", lambda a, b: a < b),
+    )
+    for bound, sign, holds in bounds:
+        if bound is not None and not holds(value, bound):
+            raise UsageError(f"--{field.name}={value}: must be {sign} {bound}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as JSON can carry it."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(config).items()}
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The configuration that `to_dict` wrote.
+
+    Raises:
+      UsageError: a value is out of its range, or a field is unknown to this version.
+    """
+    unknown = set(values) - {field.name for field in dataclasses.fields(Config)}
+    if unknown:
+        raise UsageError(f"settings of another version of trpo_tf: {', '.join(sorted(unknown))}")
+    return Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+# What a checkpoint's arrays depend on: a resumed run must agree on these.
+STRUCTURE = (
+    "env", "seed", "env_backend", "num_envs", "steps_per_update", "checkpoint_every", "stagger", "rescale_action",
+    "hidden_sizes", "activation", "normalize_obs", "scale_reward",
+)  # fmt: skip

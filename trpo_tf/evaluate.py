@@ -1,0 +1,38 @@
+"""python -m trpo_tf.evaluate: runs episodes with a trained policy."""
+
+import json
+
+import rich.console
+import rich.progress
+import rich.table
+
+from trpo_tf import cli
+from trpo_tf.config import EvaluateConfig
+
+
+def main(given):
+    """Prints mean, spread, minimum and maximum of return and length, as a table and as JSON."""
+    config = EvaluateConfig(**given)
+    from trpo_tf import api
+
+    console = rich.console.Console(stderr=config.json == "-")
+    with rich.progress.Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("episodes", total=config.episodes)
+        result = api.evaluate(config, progress=lambda done: bar.update(task, completed=done))
+    summary = result.summary()
+    text = json.dumps(summary | {"returns": result.returns.tolist(), "lengths": result.lengths.tolist()})
+    if config.json == "-":
+        print(text)
+        return
+    table = rich.table.Table("", "mean", "std", "min", "max", title=f"{config.episodes} episodes")
+    for name in ("return", "length"):
+        table.add_row(name, *(f"{summary[f'{name}_{statistic}']:.2f}" for statistic in ("mean", "std", "min", "max")))
+    console.print(table)
+    print(json.dumps(summary))
+    if config.json:
+        with open(config.json, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main, EvaluateConfig, "evaluate", "Runs whole episodes with a checkpoint or a SavedModel.")

@@ -1,0 +1,1 @@
+"""The mathematics of the update: no environment, no file, no flag."""

@@ -1,0 +1,1 @@
+"""What acts: Keras networks, TensorFlow Probability distributions, the observation normaliser."""

@@ -1,0 +1,1 @@
+"""The environment side: vector environments behind one face, collection, evaluation."""

@@ -1,0 +1,133 @@
+"""Collection of trajectories by the current policy."""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from trpo_tf.policy.policy import Policy
+from trpo_tf.rollout.envs import Envs, Episodes
+from trpo_tf.types import Trajectory
+
+
+class TooManyInvalidRows(RuntimeError):
+    """The environments gave more NaN or infinite rows than allowed."""
+
+
+class Collector:
+    """Steps B environments T times per trajectory and keeps what a resumed run needs to stand where this one stood.
+
+    Environments cannot be asked for their state. They are therefore rebuilt at every checkpoint boundary, in an
+    undisturbed run too, and between boundaries the actions are recorded: replaying them from the last boundary puts
+    new environments exactly where the old ones were.
+
+    Args:
+      make_envs: from the number of the update to fresh environments with seeds of their own.
+      policy: acts; its normaliser is only read.
+      time_steps: T.
+      seed: key of the action draws.
+      max_invalid_rows: rows with NaN or infinity to mask before TooManyInvalidRows is raised.
+    """
+
+    def __init__(
+        self, make_envs: Callable[[int], Envs], policy: Policy, time_steps: int, seed: int, max_invalid_rows: int
+    ):
+        self._make_envs = make_envs
+        self._policy = policy
+        self._time = time_steps
+        self._seed = seed
+        self._max_invalid_rows = max_invalid_rows
+        self.act_count = 0
+        self.invalid_rows = 0
+        self.built_at = 0
+        self._actions: list[np.ndarray] = []
+        self._envs = None
+        self.rebuild(0)
+        # The concrete function skips tf.function's dispatch, which costs as much as the network.
+        encoder, batch = policy.encoder, self._envs.num_envs
+        self._act = policy.act.get_concrete_function(
+            tf.TensorSpec([batch, *encoder.shape], encoder.dtype), tf.TensorSpec([2], tf.int32)
+        )
+
+    def rebuild(self, update: int) -> None:
+        """Replaces the environments by fresh ones, seeded for this update; their episodes are cut."""
+        self.close()
+        self._envs = self._make_envs(update)
+        self.built_at = update
+        self._actions = []
+        self._obs = self._clean(self._envs.reset())[0]
+
+    def recorded_actions(self) -> np.ndarray:
+        """What the environments were stepped with since they were built, [K, B, ...]."""
+        action = self._policy.family.to_env(np.zeros((1, *self._policy.family.action_shape), np.float32))
+        empty = np.zeros((0, self._envs.num_envs, *action.shape[1:]), action.dtype.as_numpy_dtype)
+        return np.concatenate([empty, *(np.stack(a) for a in self._actions)]) if self._actions else empty
+
+    def replay(self, update: int, actions: np.ndarray) -> None:
+        """Rebuilds the environments as at `update` and steps them with recorded actions [K, B, ...]."""
+        self.rebuild(update)
+        for action in actions:
+            self._obs = self._clean(self._envs.step(action).obs)[0]
+        self._envs.pop_episodes()
+        if len(actions):
+            self._actions = [list(actions)]
+
+    def collect(self) -> tuple[Trajectory, Episodes]:
+        """One trajectory [T, B, ...] and the whole episodes that ended in it.
+
+        Raises:
+          TooManyInvalidRows: the environments keep giving NaN or infinity.
+        """
+        family, encoder, shape = self._policy.family, self._policy.encoder, (self._time, self._envs.num_envs)
+        obs = np.empty((shape[0] + 1, shape[1], *encoder.shape), encoder.dtype)
+        action = np.empty((*shape, *family.action_shape), family.action_dtype)
+        logp, reward, mask = (np.empty(shape, np.float32) for _ in range(3))
+        terminated, truncated = (np.empty(shape, bool) for _ in range(2))
+        bad_obs = np.zeros((shape[0] + 1, shape[1]), bool)
+        recorded = []
+        obs[0] = self._obs
+        for t in range(self._time):
+            seed = np.array([self._seed, self.act_count], np.int32)
+            drawn, drawn_logp, env_action = self._act(tf.constant(obs[t]), tf.constant(seed))
+            self.act_count += 1
+            action[t], logp[t] = drawn, drawn_logp
+            env_action = env_action.numpy()
+            recorded.append(env_action)
+            rows = self._envs.step(env_action)
+            obs[t + 1], bad_obs[t + 1] = self._clean(rows.obs)
+            reward[t], terminated[t], truncated[t], mask[t] = rows[1:]
+        self._obs = obs[-1].copy()
+        self._actions.append(recorded)
+        trajectory = Trajectory(obs, action, logp, reward, terminated, truncated, mask)
+        return self._mask_invalid(trajectory, bad_obs), self._envs.pop_episodes()
+
+    def _clean(self, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Observations as stored, non-finite numbers replaced by 0, and which rows [B] had some."""
+        obs = np.asarray(obs).astype(self._policy.encoder.dtype).reshape((-1, *self._policy.encoder.shape))
+        if obs.dtype.kind != "f" or np.isfinite(obs.sum()):
+            return obs, np.zeros(len(obs), bool)
+        finite = np.isfinite(obs)
+        return np.where(finite, obs, 0), ~finite.reshape(len(obs), -1).all(1)
+
+    def _mask_invalid(self, trajectory: Trajectory, bad_obs: np.ndarray) -> Trajectory:
+        """Masks rows whose observation, successor, reward or log-probability is not finite."""
+        finite = np.isfinite(trajectory.reward) & np.isfinite(trajectory.behavior_logp)
+        bad = (bad_obs[:-1] | bad_obs[1:] | ~finite) & (trajectory.mask > 0)
+        if not bad.any():
+            return trajectory
+        self.invalid_rows += int(bad.sum())
+        if self.invalid_rows > self._max_invalid_rows:
+            raise TooManyInvalidRows(
+                f"{self.invalid_rows} rows with NaN or infinity from the environments, more than --max_invalid_rows="
+                f"{self._max_invalid_rows}"
+            )
+        return trajectory._replace(
+            mask=np.where(bad, 0, trajectory.mask).astype(np.float32),
+            reward=np.where(bad, 0, trajectory.reward).astype(np.float32),
+            behavior_logp=np.where(finite, trajectory.behavior_logp, 0).astype(np.float32),
+        )
+
+    def close(self) -> None:
+        """Frees the environments."""
+        if self._envs is not None:
+            self._envs.close()

@@ -1,0 +1,235 @@
+"""Vector environments: EnvPool and gymnasium behind one face, with one meaning of every row.
+
+NEXT_STEP autoreset: the step after an episode's end ignores its action and returns the reset observation.
+"""
+
+import difflib
+import re
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+from trpo_tf.config import UsageError
+
+try:
+    import envpool
+except ImportError:  # not Linux, or left out on purpose: gymnasium serves
+    envpool = None
+
+
+class Rows(NamedTuple):
+    """One time step of B environments."""
+
+    obs: np.ndarray  # [B, ...], after the step
+    reward: np.ndarray  # [B] float32, 0 where mask is 0
+    terminated: np.ndarray  # [B] bool
+    truncated: np.ndarray  # [B] bool, never together with terminated
+    mask: np.ndarray  # [B] float32, 0 on reset rows
+
+
+class Episodes(NamedTuple):
+    """Whole episodes that ended; those cut to spread the phases are not among them."""
+
+    returns: list[float]  # undiscounted
+    lengths: list[int]
+
+
+class _EnvPool:
+    """EnvPool in synchronous mode; env i has the seed seed + i."""
+
+    def __init__(self, env_id: str, num_envs: int, seed: int, threads: int):
+        self._pool = envpool.make(
+            env_id, env_type="gymnasium", num_envs=num_envs, seed=seed, num_threads=min(threads, num_envs)
+        )
+        self.observation_space = self._pool.observation_space
+        self.action_space = self._pool.action_space
+        self.max_episode_steps = self._pool.spec.config.max_episode_steps
+
+    def reset(self) -> np.ndarray:
+        return self._pool.reset()[0]
+
+    def reset_at(self, ids: np.ndarray) -> np.ndarray:
+        return self._pool.reset(ids)[0]
+
+    def step(self, action: np.ndarray):
+        return self._pool.step(action)[:4]
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+class _Gymnasium:
+    """gymnasium's synchronous vector environment; env i has the seed seed + i."""
+
+    def __init__(self, env_id: str, num_envs: int, seed: int, render_mode: str | None, video_dir: str):
+        def make():
+            env = gym.make(env_id, render_mode=render_mode)
+            if video_dir:
+                env = gym.wrappers.RecordVideo(env, video_dir, episode_trigger=lambda episode: True)
+            return env
+
+        self._envs = gym.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP)
+        self._seed = seed
+        self.observation_space = self._envs.single_observation_space
+        self.action_space = self._envs.single_action_space
+        spec = self._envs.envs[0].spec
+        self.max_episode_steps = spec.max_episode_steps if spec else None
+
+    def reset(self) -> np.ndarray:
+        return self._envs.reset(seed=self._seed)[0]
+
+    def reset_at(self, ids: np.ndarray) -> np.ndarray:
+        mask = np.zeros(self._envs.num_envs, bool)
+        mask[ids] = True
+        return self._envs.reset(options={"reset_mask": mask})[0][ids]
+
+    def step(self, action: np.ndarray):
+        return self._envs.step(action)[:4]
+
+    def close(self) -> None:
+        self._envs.close()
+
+
+class Envs:
+    """B environments that start at once, with masks, episode statistics and spread phases.
+
+    The first episode of environment b is cut (truncated) after (b + 1) / B of the time limit, so that a batch holds
+    every phase of episodes of fixed length rather than one slice; `stagger` turns that off.
+
+    Args:
+      env_id: of EnvPool or gymnasium.
+      num_envs: B.
+      seed: environment b gets seed + b.
+      backend: "auto", "envpool" or "gymnasium".
+      threads: of EnvPool.
+      stagger: see above.
+      allow_module: let "module:Id" import that module.
+      render_mode, video_dir: of gymnasium; show the episodes, or record them into a directory.
+
+    Raises:
+      UsageError: no such environment, or its backend is not installed.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        seed: int,
+        backend: str = "auto",
+        threads: int = 1,
+        stagger: bool = False,
+        allow_module: bool = False,
+        render_mode: str | None = None,
+        video_dir: str = "",
+    ):
+        try:
+            if resolve_backend(env_id, backend, allow_module) == "envpool":
+                self._backend = _EnvPool(env_id, num_envs, seed, threads)
+            else:
+                self._backend = _Gymnasium(env_id, num_envs, seed, render_mode, video_dir)
+        except (gym.error.Error, ImportError) as error:
+            raise UsageError(f"--env={env_id}: {_first_line(error)}") from error
+        self.num_envs = num_envs
+        self.observation_space = self._backend.observation_space
+        self.action_space = self._backend.action_space
+        self._length = np.zeros(num_envs, np.int64)
+        self._return = np.zeros(num_envs, np.float64)
+        self._ended = np.zeros(num_envs, bool)
+        self._cut = np.zeros(num_envs, bool)
+        self._cut_at = np.full(num_envs, np.iinfo(np.int64).max)
+        limit = self._backend.max_episode_steps
+        if stagger and limit:
+            self._cut_at = -(-limit * np.arange(1, num_envs + 1) // num_envs)
+        self._episodes = Episodes([], [])
+
+    def reset(self) -> np.ndarray:
+        """Starts every environment; once, before the first step. Returns obs [B, ...]."""
+        return self._backend.reset()
+
+    def step(self, action: np.ndarray) -> Rows:
+        """Steps all environments with actions [B, ...] as the environment takes them."""
+        valid = ~self._ended
+        obs, reward, terminated, truncated = self._step_backend(action)
+        if self._cut.any():  # their step was one more of the episode cut before; now comes the reset
+            ids = np.flatnonzero(self._cut)
+            obs = np.array(obs)
+            obs[ids] = self._backend.reset_at(ids)
+        reward = np.where(valid, reward, 0.0)
+        terminated = terminated & valid
+        truncated = truncated & valid & ~terminated
+        self._length += valid
+        self._return += reward
+        ended = terminated | truncated
+        self._cut = valid & ~ended & (self._length >= self._cut_at)
+        self._finish(np.flatnonzero(ended), np.flatnonzero(ended | self._cut))
+        self._ended = ended | self._cut
+        return Rows(obs, reward.astype(np.float32), terminated, truncated | self._cut, valid.astype(np.float32))
+
+    def _step_backend(self, action: np.ndarray):
+        result = self._backend.step(action)
+        if not hasattr(result, "__len__") or len(result) != 4:
+            raise UsageError("the environment's step does not return (obs, reward, terminated, truncated, info)")
+        return result
+
+    def _finish(self, whole: np.ndarray, over: np.ndarray) -> None:
+        self._episodes.returns.extend(self._return[whole].tolist())
+        self._episodes.lengths.extend(self._length[whole].tolist())
+        self._length[over] = 0
+        self._return[over] = 0.0
+        self._cut_at[over] = np.iinfo(np.int64).max
+
+    def pop_episodes(self) -> Episodes:
+        """The whole episodes that ended since the last call."""
+        done, self._episodes = self._episodes, Episodes([], [])
+        return done
+
+    def close(self) -> None:
+        """Frees the environments."""
+        self._backend.close()
+
+
+def derive_seed(seed: int, *path: int) -> int:
+    """A 31-bit seed for one purpose, well mixed: derive_seed(seed, purpose, counter)."""
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0] >> 1)
+
+
+def resolve_backend(env_id: str, backend: str, allow_module: bool) -> str:
+    """ "envpool" or "gymnasium", for an id and what was asked for.
+
+    Raises:
+      UsageError: neither has the id, or the backend asked for is not installed or does not have it.
+    """
+    if ":" in env_id:
+        if not allow_module:
+            raise UsageError(f"--env={env_id}: imports a module; pass --allow_env_module if you trust it")
+        return "gymnasium"
+    in_envpool = envpool is not None and env_id in envpool.list_all_envs()
+    if backend == "envpool":
+        if envpool is None:
+            raise UsageError("--env_backend=envpool: EnvPool is not installed; try: pip install envpool")
+        if not in_envpool:
+            raise UsageError(f"--env={env_id}: EnvPool does not have it{_nearest(env_id, envpool.list_all_envs())}")
+        return "envpool"
+    if in_envpool and backend == "auto":
+        return "envpool"
+    if env_id not in gym.registry:
+        known = list(gym.registry) + (
+            list(envpool.list_all_envs()) if envpool is not None and backend == "auto" else []
+        )
+        raise UsageError(f"--env={env_id}: no such environment{_nearest(env_id, known)}")
+    return "gymnasium"
+
+
+def _nearest(env_id: str, known) -> str:
+    """A hint: the newest version of the same name, else the nearest ids."""
+    version = re.compile(re.escape(re.sub(r"-v\d+$", "", env_id)) + r"-v(\d+)")
+    versions = [(int(match[1]), name) for name in known if (match := version.fullmatch(name))]
+    if versions:
+        return f"; its newest version is {max(versions)[1]}"
+    near = difflib.get_close_matches(env_id, sorted(set(known)), n=3)
+    return f"; near it: {', '.join(near)}" if near else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

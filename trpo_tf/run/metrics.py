@@ -1,0 +1,184 @@
+"""Where metrics go: progress.csv, TensorBoard and the screen. None of them ever stops a run."""
+
+import csv
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import rich.console
+import rich.live
+import rich.progress
+import rich.table
+import tensorflow as tf
+
+Metrics = dict[str, float | int | str | None]
+
+_SHOWN = (
+    ("return", "env/episode_return", ".1f"),
+    ("length", "env/episode_length", ".0f"),
+    ("KL", "policy/kl", ".2e"),
+    ("step fraction", "policy/step_fraction", ".2f"),
+    ("improvement", "policy/improvement", ".4f"),
+    ("entropy", "policy/entropy", ".2f"),
+    ("explained variance", "value/explained_variance", ".3f"),
+    ("CG residual", "cg/residual", ".1e"),
+)
+
+
+def warn(message: str) -> None:
+    """One line on stderr, control characters escaped; silent when stderr is gone."""
+    try:
+        print(f"trpo_tf: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in message)}", file=sys.stderr)
+    except (OSError, ValueError):
+        sys.stderr = io.StringIO()
+
+
+def to_json(values) -> bytes:
+    """JSON as it is written to a file of a run."""
+    return (json.dumps(values, indent=1) + "\n").encode()
+
+
+class Csv:
+    """progress.csv: one row per update, each exactly once, also over interruptions.
+
+    Args:
+      path: of the file.
+      update: rows after this update are from before the run was set back, and dropped.
+    """
+
+    def __init__(self, path: Path, update: int):
+        self._path = path
+        rows = read_csv(path) if path.exists() else []
+        self._columns = list(rows[0]) if rows else []
+        kept = [row for row in rows if row["update"].isdigit() and int(row["update"]) <= update]
+        if len(kept) != len(rows):
+            temporary = path.with_name(f".{path.name}.tmp")
+            with open(temporary, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self._columns)
+                writer.writeheader()
+                writer.writerows(kept)
+            temporary.replace(path)
+
+    def write(self, metrics: Metrics) -> None:
+        """Adds a row; the first one sets the columns."""
+        first = not self._columns
+        self._columns = self._columns or list(metrics)
+        with open(self._path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns, extrasaction="ignore", restval="")
+            if first:
+                writer.writeheader()
+            writer.writerow(metrics)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a progress.csv; a last line that was cut off is left out."""
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    rows = list(csv.DictReader(lines))
+    return [row for row in rows if None not in row and None not in row.values()]
+
+
+class TensorBoard:
+    """TensorBoard event files, by environment steps."""
+
+    def __init__(self, directory: Path):
+        self._writer = tf.summary.create_file_writer(str(directory))
+
+    def write(self, metrics: Metrics) -> None:
+        """Adds the numbers among the metrics."""
+        with self._writer.as_default(step=int(metrics["env_steps"])):
+            for name, value in metrics.items():
+                if isinstance(value, float):
+                    tf.summary.scalar(name, value)
+        self._writer.flush()
+
+
+class _PatientConsole(rich.console.Console):
+    def on_broken_pipe(self) -> None:
+        """`| head` has read enough; the run goes on without a screen."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Screen:
+    """A progress bar over a table on a terminal; elsewhere a plain line now and then.
+
+    Args:
+      total_steps: of the run.
+      line_every: updates between plain lines.
+    """
+
+    def __init__(self, total_steps: int, env_steps: int, line_every: int = 10):
+        self._console = _PatientConsole()
+        self._line_every = line_every
+        self._total = total_steps
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.completed:,}/{task.total:,} steps"),
+            rich.progress.BarColumn(),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TextColumn("{task.fields[speed]:,.0f} steps/s"),
+            rich.progress.TextColumn("time left"),
+            rich.progress.TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task = self._bar.add_task("", total=total_steps, completed=env_steps, speed=0.0)
+        self._live = None
+        if self._console.is_terminal:
+            self._live = rich.live.Live(self._bar, console=self._console, auto_refresh=False)
+            self._live.start()
+
+    def say(self, message: str) -> None:
+        """A line of its own, above the table."""
+        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def write(self, metrics: Metrics) -> None:
+        """Shows an update."""
+        steps, speed = int(metrics["env_steps"]), float(metrics["time/env_steps_per_second"])
+        if self._live is not None:
+            self._bar.update(self._task, completed=min(steps, self._total), speed=speed)
+            self._live.update(rich.console.Group(self._table(metrics), self._bar), refresh=True)
+        elif metrics["update"] % self._line_every == 1:
+            left = max(0, self._total - steps) / max(speed, 1e-9)
+            parts = [f"{name} {_format(metrics.get(key), form)}" for name, key, form in _SHOWN]
+            self.say(f"{steps:>9,} steps, {speed:,.0f}/s, {left:.0f} s left | {', '.join(parts)}")
+
+    def _table(self, metrics: Metrics) -> rich.table.Table:
+        table = rich.table.Table(box=None, padding=(0, 2))
+        for name, _, _ in _SHOWN:
+            table.add_column(name, justify="right")
+        table.add_row(*(_format(metrics.get(key), form) for _, key, form in _SHOWN))
+        return table
+
+    def table(self, title: str, columns: dict[str, list[str]]) -> None:
+        """A table of named columns."""
+        table = rich.table.Table(*columns, title=title)
+        for row in zip(*columns.values(), strict=True):
+            table.add_row(*row)
+        self._console.print(table)
+
+    def close(self) -> None:
+        """Leaves the last view standing."""
+        if self._live is not None:
+            self._live.stop()
+
+
+def _format(value, form: str) -> str:
+    return "-" if value is None else format(float(value), form)
+
+
+class Metering:
+    """All the places at once; one that fails is named once and left out from then on."""
+
+    def __init__(self, *places):
+        self._places = list(places)
+
+    def write(self, metrics: Metrics) -> None:
+        """Hands an update's metrics to every place."""
+        for place in list(self._places):
+            try:
+                place.write(metrics)
+            except (OSError, tf.errors.OpError) as error:
+                self._places.remove(place)
+                warn(f"{type(place).__name__} stopped, training goes on: {str(error).splitlines()[0]}")

@@ -1,0 +1,329 @@
+"""The training run: collect, update, evaluate, keep."""
+
+import contextlib
+import gc
+import os
+import signal
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from trpo_tf.config import STRUCTURE, Config, UsageError, from_dict, to_dict
+from trpo_tf.learner.trpo import TRPO
+from trpo_tf.policy.policy import Policy
+from trpo_tf.rollout.collector import Collector
+from trpo_tf.rollout.envs import Envs, derive_seed
+from trpo_tf.rollout.evaluation import Evaluation, env_count, evaluate
+from trpo_tf.run import checkpoint, metrics, saved_model
+from trpo_tf.run.checkpoint import Checkpoint
+from trpo_tf.run.directory import RunDirectory, versions
+
+# Purposes of derived seeds; a number is never used for two.
+_WEIGHTS, _TRAIN_ENVS, _ACTIONS, _LEARNER, _EVAL_ENVS = range(5)
+_WINDOW = 20  # episodes in the running mean of returns
+
+
+class Result(NamedTuple):
+    """What a training run leaves."""
+
+    run_dir: Path
+    evaluation: Evaluation | None  # None when it was preempted, or not asked for
+    saved_model: Path | None
+    preempted: bool  # stopped by a signal, with a checkpoint to resume from
+
+
+class Agent:
+    """Policy, learner and collector of one configuration, and their state as arrays.
+
+    Raises:
+      UsageError: the environment does not exist or its spaces are not supported.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        probe = make_envs(config, 1, 0)
+        self.policy = Policy(
+            probe.observation_space, probe.action_space, config, derive_seed(config.seed, _WEIGHTS) % 2**30
+        )
+        self.spaces = {"observation_space": str(probe.observation_space), "action_space": str(probe.action_space)}
+        probe.close()
+        self.learner = TRPO(self.policy, config, derive_seed(config.seed, _LEARNER))
+        self.collector = None
+        self.update = 0
+        self.env_steps = 0
+        self.episodes = 0
+        self.best_return = -np.inf
+        self.returns: deque[float] = deque(maxlen=_WINDOW)
+        self.lengths: deque[float] = deque(maxlen=_WINDOW)
+
+    def start(self) -> None:
+        """Makes the training environments."""
+        config = self.config
+        self.collector = Collector(
+            lambda update: make_envs(config, config.num_envs, derive_seed(config.seed, _TRAIN_ENVS, update), True),
+            self.policy,
+            config.time_steps,
+            derive_seed(config.seed, _ACTIONS),
+            config.max_invalid_rows,
+        )
+
+    def step(self) -> metrics.Metrics:
+        """One trajectory and one update. Returns the metrics."""
+        start = time.perf_counter()
+        trajectory, episodes = self.collector.collect()
+        collected = time.perf_counter()
+        progress = min(1.0, self.env_steps / self.config.total_steps)
+        learned = self.learner.update(trajectory, self.update, progress)
+        end = time.perf_counter()
+        steps = int(trajectory.mask.sum())
+        self.update += 1
+        self.env_steps += steps
+        self.episodes += len(episodes.returns)
+        self.returns.extend(episodes.returns)
+        self.lengths.extend(episodes.lengths)
+        return {
+            "update": self.update,
+            "env_steps": self.env_steps,
+            "env/episode_return": float(np.mean(self.returns)) if self.returns else None,
+            "env/episode_length": float(np.mean(self.lengths)) if self.lengths else None,
+            "env/episodes": self.episodes,
+            "env/invalid_rows": self.collector.invalid_rows,
+            "eval/episode_return": None,
+            "eval/episode_return_std": None,
+            **learned,
+            "time/collect_seconds": collected - start,
+            "time/update_seconds": end - collected,
+            "time/env_steps_per_second": steps / (end - start),
+        }
+
+    def evaluate(self, episodes: int) -> Evaluation:
+        """Deterministic episodes in environments of their own, seeded by the update's number."""
+        envs = make_envs(self.config, env_count(episodes), derive_seed(self.config.seed, _EVAL_ENVS, self.update))
+        dtype = self.policy.encoder.dtype
+        return evaluate(lambda obs: self.policy.act_greedily(obs.astype(dtype)).numpy(), envs, episodes)
+
+    def variables(self) -> dict[str, tf.Variable]:
+        """Every variable of policy and learner, by name."""
+        keras = self.policy.network.model.variables + self.policy.value_network.model.variables
+        own = (*self.policy.normalizer.variables, *self.learner.reward_scaler.variables, *self.learner.adam.variables)
+        return {v.path: v.value for v in keras} | {v.name: v for v in own}
+
+    def checkpoint(self) -> Checkpoint:
+        """The whole state, for `restore` of an agent of the same configuration."""
+        arrays = {f"variable/{name}": variable.numpy() for name, variable in self.variables().items()}
+        arrays |= {
+            "collector/actions": self.collector.recorded_actions(),
+            "window/returns": np.array(self.returns, np.float64),
+            "window/lengths": np.array(self.lengths, np.float64),
+        }
+        meta = {
+            "update": self.update,
+            "env_steps": self.env_steps,
+            "episodes": self.episodes,
+            "best_return": None if np.isinf(self.best_return) else self.best_return,
+            "act_count": self.collector.act_count,
+            "invalid_rows": self.collector.invalid_rows,
+            "built_at": self.collector.built_at,
+            "config": to_dict(self.config),
+            "versions": versions(),
+        }
+        return Checkpoint(arrays, meta)
+
+    def restore(self, saved: Checkpoint, envs: bool = True) -> None:
+        """Puts policy and learner, and with `envs` the environments too, where `saved` was taken.
+
+        Raises:
+          UsageError: the checkpoint is of another configuration; names both values.
+        """
+        for name in STRUCTURE:
+            theirs, ours = saved.meta["config"][name], to_dict(self.config)[name]
+            if theirs != ours:
+                raise UsageError(f"--{name}={ours}: the checkpoint has {theirs}")
+        arrays, meta = saved
+        for name, variable in self.variables().items():
+            value = arrays.get(f"variable/{name}")
+            if value is None or value.shape != tuple(variable.shape):
+                found = "nothing" if value is None else f"shape {value.shape}"
+                raise UsageError(f"checkpoint: {name} has shape {tuple(variable.shape)} here, {found} in the file")
+            variable.assign(value)
+        self.update, self.env_steps, self.episodes = meta["update"], meta["env_steps"], meta["episodes"]
+        self.best_return = -np.inf if meta["best_return"] is None else meta["best_return"]
+        self.returns.extend(arrays["window/returns"].tolist())
+        self.lengths.extend(arrays["window/lengths"].tolist())
+        if envs:
+            self.collector.act_count, self.collector.invalid_rows = meta["act_count"], meta["invalid_rows"]
+            self.collector.replay(meta["built_at"], arrays["collector/actions"])
+
+    def export(self, export_dir: Path, evaluation: Evaluation | None) -> Path:
+        """Saves the policy as the next numbered SavedModel."""
+        metadata = {
+            "env": self.config.env,
+            **self.spaces,
+            "algorithm": "TRPO",
+            "flags": to_dict(self.config),
+            "seed": self.config.seed,
+            "update": self.update,
+            "env_steps": self.env_steps,
+            "evaluation": evaluation.summary() if evaluation else None,
+            "versions": versions(),
+        }
+        scale = float(self.learner.reward_scaler.scale().numpy())
+        return saved_model.save(self.policy, scale, metadata, export_dir)
+
+
+def make_envs(config: Config, num_envs: int, seed: int, training: bool = False) -> Envs:
+    """Environments of a configuration; only those for training have their first episodes cut."""
+    threads = config.env_threads or os.cpu_count() or 1
+    return Envs(
+        config.env, num_envs, seed, config.env_backend, threads, config.stagger and training, config.allow_env_module
+    )
+
+
+def load_agent(run_dir: Path, best: bool = False) -> Agent:
+    """The agent of a run's newest or best checkpoint, without training environments.
+
+    Raises:
+      NoCheckpointError: there is no valid one.
+    """
+    saved = checkpoint.newest(Path(run_dir) / ("best" if best else "checkpoints"), metrics.warn)
+    agent = Agent(from_dict(saved.meta["config"]))
+    agent.restore(saved, envs=False)
+    return agent
+
+
+def train(config: Config) -> Result:
+    """Trains a policy, from the start or from the newest checkpoint of config.run_dir.
+
+    The first SIGINT or SIGTERM lets the update under way finish and saves a checkpoint; a second one ends the process.
+
+    Returns:
+      Result; its `preempted` says whether a signal ended it.
+
+    Raises:
+      UsageError: nothing was written.
+      NoCheckpointError: config.resume without a valid checkpoint.
+      TooManyInvalidRows: the environments keep giving NaN; a checkpoint was saved.
+    """
+    if config.resume and not config.run_dir:
+        raise UsageError("--resume needs --run_dir, the run to go on with")
+    agent = Agent(config)
+    saved = None
+    if config.resume:
+        saved = checkpoint.newest(Path(config.run_dir) / "checkpoints", metrics.warn)
+    with contextlib.ExitStack() as stack:
+        directory = RunDirectory(config)
+        stack.callback(directory.close)
+        agent.start()
+        stack.callback(agent.collector.close)
+        if saved is not None:
+            agent.restore(saved)
+        directory.describe(config)
+        stopping = stack.enter_context(_signals())
+        screen = metrics.Screen(config.total_steps, agent.env_steps)
+        stack.callback(screen.close)
+        places = [metrics.Csv(directory.path / "progress.csv", agent.update), screen]
+        if config.tensorboard:
+            places.append(metrics.TensorBoard(directory.path / "tensorboard"))
+        return _loop(agent, directory, metrics.Metering(*places), screen, stopping)
+
+
+def _loop(agent: Agent, directory: RunDirectory, metering, screen, stopping: threading.Event) -> Result:
+    config = agent.config
+    export_dir = Path(config.export_dir or directory.path / "saved_model")
+    screen.say(f"{config.env}, seed {config.seed}, in {directory.path}")
+    saver = _Saver(directory.checkpoints, config.keep_checkpoints)
+    if agent.update == 0:
+        saver.save(agent)
+    while agent.env_steps < config.total_steps and not stopping.is_set():
+        try:
+            row = agent.step()
+        except Exception:
+            saver.save(agent)
+            raise
+        if config.eval_every and agent.update % config.eval_every == 0:
+            _evaluate_best(agent, directory, row)
+        if agent.update % config.checkpoint_every == 0:
+            agent.collector.rebuild(agent.update)
+        metering.write(row)
+        if agent.update % config.checkpoint_every == 0:
+            saver.save(agent)
+        if config.export_every and agent.update % config.export_every == 0:
+            agent.export(export_dir, None)
+        if agent.update == 1:
+            gc.collect()
+            gc.freeze()  # TensorFlow's graphs are many objects; walking them again and again costs a tenth of the time
+    saver.save(agent, last=True)
+    if agent.env_steps < config.total_steps:
+        screen.say(f"stopped after {agent.env_steps:,} steps; go on with --resume --run_dir={directory.path}")
+        return Result(directory.path, None, None, True)
+    return _finish(agent, directory, export_dir, screen)
+
+
+def _evaluate_best(agent: Agent, directory: RunDirectory, row: metrics.Metrics) -> None:
+    """Evaluates into the metrics, and keeps the checkpoint when it is the best so far."""
+    summary = agent.evaluate(agent.config.eval_episodes).summary()
+    row["eval/episode_return"], row["eval/episode_return_std"] = summary["return_mean"], summary["return_std"]
+    if summary["return_mean"] > agent.best_return:
+        agent.best_return = summary["return_mean"]
+        _Saver(directory.best, 1).save(agent)
+
+
+def _finish(agent: Agent, directory: RunDirectory, export_dir: Path, screen) -> Result:
+    evaluation, exported = None, None
+    if agent.config.final_eval_episodes:
+        evaluation = agent.evaluate(agent.config.final_eval_episodes)
+        summary = evaluation.summary()
+        screen.table("deterministic evaluation", {name: [f"{value:.6g}"] for name, value in summary.items()})
+        checkpoint.write_file(directory.path / "evaluation.json", metrics.to_json(summary))
+    if agent.config.export:
+        exported = agent.export(export_dir, evaluation)
+        screen.say(f"SavedModel: {exported}")
+    return Result(directory.path, evaluation, exported, False)
+
+
+class _Saver:
+    """Saves checkpoints; a full disk is a warning until the last one."""
+
+    def __init__(self, directory: Path, keep: int):
+        self._directory, self._keep = directory, keep
+
+    def save(self, agent: Agent, last: bool = False) -> None:
+        """Saves the agent.
+
+        Raises:
+          OSError: the last checkpoint could not be saved.
+        """
+        try:
+            checkpoint.save(self._directory, agent.checkpoint(), self._keep)
+        except OSError as error:
+            if last:
+                raise
+            metrics.warn(f"checkpoint not saved, training goes on: {error}")
+
+
+@contextlib.contextmanager
+def _signals():
+    """An event that the first SIGINT or SIGTERM sets; the second has its usual effect."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number, frame):
+        del frame
+        event.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

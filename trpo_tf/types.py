@@ -1,0 +1,51 @@
+"""The records that cross rooms: what the rollout hands to the learner and what solvers return."""
+
+from typing import Any, NamedTuple
+
+
+class Trajectory(NamedTuple):
+    """One update's transitions, time-major. T time, B envs; invalid rows carry mask 0.
+
+    The row after an episode's end is the reset row: its action was ignored, its mask is 0, and the observation
+    that follows it starts the next episode. So obs[t + 1] is the true successor of every valid row t.
+    """
+
+    obs: Any  # [T+1, B, ...]
+    action: Any  # [T, B, ...], as sampled: neither clipped nor rescaled
+    behavior_logp: Any  # [T, B], of that action, stored when it was drawn
+    reward: Any  # [T, B]
+    terminated: Any  # [T, B] bool, never together with truncated
+    truncated: Any  # [T, B] bool
+    mask: Any  # [T, B] float, 1 where the row is a transition
+
+
+class Batch(NamedTuple):
+    """A trajectory with its learning signals, flattened to N = T * B rows."""
+
+    obs: Any  # [N, D] preprocessed
+    action: Any  # [N, ...]
+    behavior_logp: Any  # [N]
+    advantage: Any  # [N]
+    returns: Any  # [N], targets of the value network
+    values: Any  # [N], its predictions before the fit
+    mask: Any  # [N]
+
+
+class Solution(NamedTuple):
+    """What conjugate gradient returns."""
+
+    direction: Any  # [P]
+    residual: Any  # scalar float64, |A x - b|
+    iterations: Any  # scalar int32
+    reason: Any  # scalar int32, an index into conjugate_gradient.REASONS
+
+
+class Step(NamedTuple):
+    """What the line search returns; step_fraction is 0 and theta is theta_old when nothing was accepted."""
+
+    theta: Any  # [P]
+    step_fraction: Any  # scalar
+    improvement: Any  # scalar float64, of the surrogate
+    kl: Any  # scalar float64, KL(old || new)
+    backtracks: Any  # scalar int32
+    reason: Any  # scalar int32, an index into trust_region.REASONS
