@@ -7,7 +7,7 @@ import numpy as np
 
 from trpo_tf import trainer
 from trpo_tf.config import Config, EvaluateConfig, ExportConfig, UsageError
-from trpo_tf.rollout.envs import Envs
+from trpo_tf.rollout.envs import Envs, derive_seed
 from trpo_tf.rollout.evaluation import Evaluation, env_count
 from trpo_tf.rollout.evaluation import evaluate as run_episodes
 from trpo_tf.run.saved_model import LoadedPolicy
@@ -44,7 +44,7 @@ def evaluate(config: EvaluateConfig | None = None, progress=lambda done: None, *
     envs = Envs(
         config.env or env_id,
         1 if watched else env_count(config.episodes),
-        config.seed,
+        derive_seed(config.seed),
         "gymnasium" if watched else config.env_backend,
         threads=2,
         allow_module=config.allow_env_module,

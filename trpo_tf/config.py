@@ -62,13 +62,11 @@ class Config:
     steps_per_update: int = _field(
         2048,
         _ENV,
-        "rows per update, rounded up to a multiple of --num_envs (A20: small batches win at 1M steps)",
+        "rows per update, rounded up to a multiple of --num_envs (A20: small ones win)",
         low=1,
     )
     env_threads: int = _field(0, _ENV, "EnvPool's threads; 0: one per core", low=0, high=1024)
-    stagger: bool = _field(
-        True, _ENV, "cut first episodes at different lengths, so that phases are spread over a batch"
-    )
+    stagger: bool = _field(True, _ENV, "cut first episodes at different lengths, so that a batch holds all phases")
     rescale_action: bool = _field(False, _ENV, "map [-1, 1] to a bounded Box instead of clipping to its bounds")
     max_invalid_rows: int = _field(1000, _ENV, "rows with NaN or infinity to mask before giving up", low=0)
 
@@ -84,12 +82,11 @@ class Config:
     scale_reward: bool = _field(True, _ADV, "divide rewards by the running std of the discounted return, clip 10 (E20)")
 
     max_kl: float = _field(0.01, _TRPO, "largest mean KL(old || new) of an update (TRPO, appendix E)", above=0)
+    max_kl_decay: bool = _field(False, _TRPO, "let it fall linearly to 0 over --total_steps")
     cg_iterations: int = _field(10, _TRPO, "conjugate gradient iterations at most (TRPO, appendix C)", low=1)
     cg_damping: float = _field(0.1, _TRPO, "multiple of the identity added to the Fisher matrix", low=0)
     cg_tolerance: float = _field(1e-10, _TRPO, "stop when |r|^2 <= tolerance * |grad|^2", low=0)
-    fisher_fraction: float = _field(
-        1.0, _TRPO, "share of the rows in Fisher products (TRPO, appendix C)", above=0, high=1
-    )
+    fisher_fraction: float = _field(1.0, _TRPO, "share of rows in Fisher products (TRPO, appendix C)", above=0, high=1)
     fisher_product: str = _field(
         "forward",
         _TRPO,

@@ -4,7 +4,6 @@ import json
 
 import rich.console
 import rich.progress
-import rich.table
 
 from trpo_tf import cli
 from trpo_tf.config import EvaluateConfig
@@ -14,6 +13,7 @@ def main(given):
     """Prints mean, spread, minimum and maximum of return and length, as a table and as JSON."""
     config = EvaluateConfig(**given)
     from trpo_tf import api
+    from trpo_tf.run.metrics import evaluation_table
 
     console = rich.console.Console(stderr=config.json == "-")
     with rich.progress.Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
@@ -24,10 +24,7 @@ def main(given):
     if config.json == "-":
         print(text)
         return
-    table = rich.table.Table("", "mean", "std", "min", "max", title=f"{config.episodes} episodes")
-    for name in ("return", "length"):
-        table.add_row(name, *(f"{summary[f'{name}_{statistic}']:.2f}" for statistic in ("mean", "std", "min", "max")))
-    console.print(table)
+    console.print(evaluation_table(summary, "stochastic" if config.stochastic else "deterministic"))
     print(json.dumps(summary))
     if config.json:
         with open(config.json, "w", encoding="utf-8") as file:

@@ -47,9 +47,8 @@ class Agent:
     def __init__(self, config: Config):
         self.config = config
         probe = make_envs(config, 1, 0)
-        self.policy = Policy(
-            probe.observation_space, probe.action_space, config, derive_seed(config.seed, _WEIGHTS) % 2**30
-        )
+        weights = derive_seed(config.seed, _WEIGHTS)
+        self.policy = Policy(probe.observation_space, probe.action_space, config, weights)
         self.spaces = {"observation_space": str(probe.observation_space), "action_space": str(probe.action_space)}
         probe.close()
         self.learner = TRPO(self.policy, config, derive_seed(config.seed, _LEARNER))
@@ -278,7 +277,7 @@ def _finish(agent: Agent, directory: RunDirectory, export_dir: Path, screen) -> 
     if agent.config.final_eval_episodes:
         evaluation = agent.evaluate(agent.config.final_eval_episodes)
         summary = evaluation.summary()
-        screen.table("deterministic evaluation", {name: [f"{value:.6g}"] for name, value in summary.items()})
+        screen.evaluation(summary)
         checkpoint.write_file(directory.path / "evaluation.json", metrics.to_json(summary))
     if agent.config.export:
         exported = agent.export(export_dir, evaluation)

@@ -73,14 +73,13 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, c
         evaluate, theta_old, full_step, max_kl, config.backtrack_ratio, config.max_backtracks
     )
     expected = step.step_fraction * dot(grad, full_step)
+    improvement_ratio = tf.where(expected > 0, step.improvement / tf.where(expected > 0, expected, 1.0), 0.0)
     logp_old = family(params_old).log_prob(batch.action)
     return step.theta, {
         "policy/kl": step.kl,
         "policy/improvement": step.improvement,
         "policy/expected_improvement": expected,
-        "policy/improvement_ratio": tf.where(
-            expected > 0, step.improvement / tf.where(expected > 0, expected, 1.0), 0.0
-        ),
+        "policy/improvement_ratio": improvement_ratio,
         "policy/step_fraction": step.step_fraction,
         "policy/backtracks": step.backtracks,
         "policy/reason": step.reason,
@@ -117,7 +116,7 @@ class TRPO(tf.Module):
         Args:
           trajectory: [T, B, ...], made by this policy with the normaliser it has now.
           update: its number; draws are keyed by it.
-          progress: share of the training done, in [0, 1]; drives the learning rate's decay.
+          progress: share of the training done, in [0, 1]; drives the decay of max_kl and of the learning rate.
 
         Returns:
           Metrics by name.
@@ -125,10 +124,12 @@ class TRPO(tf.Module):
         config = self._config
         batch, features = self._prepare(trajectory)
         seed = tf.constant([self._seed, update], tf.int32)
-        metrics = self._policy_step(batch, seed, tf.constant(config.max_kl, tf.float64))
-        decay = 1.0 - progress if config.value_learning_rate_decay else 1.0
+        left = 1.0 - progress
+        max_kl = config.max_kl * (left if config.max_kl_decay else 1.0)
+        learning_rate = config.value_learning_rate * (left if config.value_learning_rate_decay else 1.0)
+        metrics = self._policy_step(batch, seed, tf.constant(max_kl, tf.float64))
         order = self._order(seed)
-        metrics |= self._fit_values(batch, order, tf.constant(config.value_learning_rate * decay, tf.float32))
+        metrics |= self._fit_values(batch, order, tf.constant(learning_rate, tf.float32))
         self._commit(features, batch.mask)
         metrics = {name: value.numpy().item() for name, value in metrics.items()}
         metrics["policy/reason"] = trust_region.REASONS[metrics["policy/reason"]]
@@ -145,15 +146,8 @@ class TRPO(tf.Module):
         values = tf.reshape(policy.values(features), [time + 1, envs])
         ended = trajectory.terminated | trajectory.truncated
         reward = self.reward_scaler(trajectory.reward, ended, trajectory.mask)
-        advantage = advantages.generalized_advantage(
-            reward,
-            values,
-            trajectory.terminated,
-            trajectory.truncated,
-            trajectory.mask,
-            config.gamma,
-            config.gae_lambda,
-        )
+        flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
+        advantage = advantages.generalized_advantage(reward, values, *flags, config.gamma, config.gae_lambda)
         rows = time * envs
 
         def flat(x):
@@ -188,7 +182,8 @@ class TRPO(tf.Module):
     def _order(self, seed):
         config = self._config
         rows = config.time_steps * config.num_envs
-        return value_fit.minibatch_order(config.value_epochs, rows, config.value_minibatch_size, seed + [1, 0])
+        key = seed + tf.constant([1, 0])
+        return value_fit.minibatch_order(config.value_epochs, rows, config.value_minibatch_size, key)
 
     @tf.function(autograph=False, jit_compile=True)
     def _fit_values(self, batch: Batch, order, learning_rate):

@@ -28,7 +28,7 @@ class GaussianHead(keras.layers.Layer):
     def __init__(self, size: int, init_log_std: float, seed: int, **kwargs):
         super().__init__(**kwargs)
         init = keras.initializers.Orthogonal(_LAST_GAIN, seed=seed)
-        self.mean = keras.layers.Dense(size, kernel_initializer=init, name="mean")
+        self.mean = keras.layers.Dense(size, kernel_initializer=init, dtype=self.dtype_policy, name="mean")
         self.init_log_std = init_log_std
         self.size = size
 
@@ -80,7 +80,7 @@ class DiagonalGaussian:
 
     def to_env(self, action: tf.Tensor) -> tf.Tensor:
         """[N, A] -> [N, ...]: [-1, 1] mapped to the bounds where rescaling is on, then clipped to them."""
-        low, high = np.nan_to_num(self._low), np.nan_to_num(self._high)
+        low, high = (np.where(self._rescaled, bound, 0.0).astype(np.float32) for bound in (self._low, self._high))
         mapped = tf.where(self._rescaled, low + (action + 1.0) * 0.5 * (high - low), action)
         return tf.reshape(tf.clip_by_value(mapped, self._low, self._high), [-1, *self._env_shape])
 

@@ -45,6 +45,7 @@ class _EnvPool:
         self.observation_space = self._pool.observation_space
         self.action_space = self._pool.action_space
         self.max_episode_steps = self._pool.spec.config.max_episode_steps
+        self._ended = np.zeros(num_envs, bool)
 
     def reset(self) -> np.ndarray:
         return self._pool.reset()[0]
@@ -53,7 +54,14 @@ class _EnvPool:
         return self._pool.reset(ids)[0]
 
     def step(self, action: np.ndarray):
-        return self._pool.step(action)[:4]
+        obs, reward, terminated, truncated, info = self._pool.step(action)
+        if self._ended is not None and self._ended.any():
+            if info["elapsed_step"][self._ended].any():
+                raise RuntimeError("EnvPool did not reset at the step after an episode's end, which rows rely on")
+            self._ended = None  # the contract was seen to hold; looking once is enough
+        elif self._ended is not None:
+            self._ended = terminated | truncated
+        return obs, reward, terminated, truncated
 
     def close(self) -> None:
         self._pool.close()
@@ -70,7 +78,7 @@ class _Gymnasium:
             return env
 
         self._envs = gym.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP)
-        self._seed = seed
+        self._id, self._seed = env_id, seed
         self.observation_space = self._envs.single_observation_space
         self.action_space = self._envs.single_action_space
         spec = self._envs.envs[0].spec
@@ -85,7 +93,15 @@ class _Gymnasium:
         return self._envs.reset(options={"reset_mask": mask})[0][ids]
 
     def step(self, action: np.ndarray):
-        return self._envs.step(action)[:4]
+        try:
+            return self._envs.step(action)[:4]
+        except ValueError as error:
+            if "values to unpack" not in str(error):
+                raise
+            raise UsageError(
+                f"--env={self._id}: its step does not return (obs, reward, terminated, truncated, info); "
+                "it was written for an older API"
+            ) from error
 
     def close(self) -> None:
         self._envs.close()
@@ -150,7 +166,7 @@ class Envs:
     def step(self, action: np.ndarray) -> Rows:
         """Steps all environments with actions [B, ...] as the environment takes them."""
         valid = ~self._ended
-        obs, reward, terminated, truncated = self._step_backend(action)
+        obs, reward, terminated, truncated = self._backend.step(action)
         if self._cut.any():  # their step was one more of the episode cut before; now comes the reset
             ids = np.flatnonzero(self._cut)
             obs = np.array(obs)
@@ -165,12 +181,6 @@ class Envs:
         self._finish(np.flatnonzero(ended), np.flatnonzero(ended | self._cut))
         self._ended = ended | self._cut
         return Rows(obs, reward.astype(np.float32), terminated, truncated | self._cut, valid.astype(np.float32))
-
-    def _step_backend(self, action: np.ndarray):
-        result = self._backend.step(action)
-        if not hasattr(result, "__len__") or len(result) != 4:
-            raise UsageError("the environment's step does not return (obs, reward, terminated, truncated, info)")
-        return result
 
     def _finish(self, whole: np.ndarray, over: np.ndarray) -> None:
         self._episodes.returns.extend(self._return[whole].tolist())
@@ -190,8 +200,11 @@ class Envs:
 
 
 def derive_seed(seed: int, *path: int) -> int:
-    """A 31-bit seed for one purpose, well mixed: derive_seed(seed, purpose, counter)."""
-    return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0] >> 1)
+    """A well mixed seed for one purpose, derive_seed(seed, purpose, counter).
+
+    Below 2^31 - 2^17, so that counting environments up from it stays in 31 bits.
+    """
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0]) % (2**31 - 2**17)
 
 
 def resolve_backend(env_id: str, backend: str, allow_module: bool) -> str:
@@ -214,9 +227,7 @@ def resolve_backend(env_id: str, backend: str, allow_module: bool) -> str:
     if in_envpool and backend == "auto":
         return "envpool"
     if env_id not in gym.registry:
-        known = list(gym.registry) + (
-            list(envpool.list_all_envs()) if envpool is not None and backend == "auto" else []
-        )
+        known = [*gym.registry, *(envpool.list_all_envs() if envpool is not None and backend == "auto" else ())]
         raise UsageError(f"--env={env_id}: no such environment{_nearest(env_id, known)}")
     return "gymnasium"
 

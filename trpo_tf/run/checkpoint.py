@@ -58,7 +58,7 @@ def save(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     temporary = directory / f".{path.name}.{os.getpid()}.tmp"
     try:
         temporary.mkdir()
-        data = safetensors.numpy.save({name: np.ascontiguousarray(a) for name, a in checkpoint.arrays.items()})
+        data = safetensors.numpy.save({name: np.asarray(a, order="C") for name, a in checkpoint.arrays.items()})
         manifest = {
             "format": FORMAT,
             "files": {_ARRAYS: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},

@@ -35,7 +35,7 @@ class RunDirectory:
             raise UsageError(f"--run_dir={self.path}: holds a run; pass --resume to go on, or name another")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "lock", "a+")
+            self._lock = open(self.path / "lock", "a+")  # noqa: SIM115, held as long as the run
         except OSError as error:
             raise UsageError(f"--run_dir={self.path}: cannot be written: {error.strerror}") from error
         try:

@@ -53,7 +53,7 @@ class Csv:
         rows = read_csv(path) if path.exists() else []
         self._columns = list(rows[0]) if rows else []
         kept = [row for row in rows if row["update"].isdigit() and int(row["update"]) <= update]
-        if len(kept) != len(rows):
+        if self._columns:  # also rids the file of a last line that was cut off
             temporary = path.with_name(f".{path.name}.tmp")
             with open(temporary, "w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, self._columns)
@@ -151,12 +151,9 @@ class Screen:
         table.add_row(*(_format(metrics.get(key), form) for _, key, form in _SHOWN))
         return table
 
-    def table(self, title: str, columns: dict[str, list[str]]) -> None:
-        """A table of named columns."""
-        table = rich.table.Table(*columns, title=title)
-        for row in zip(*columns.values(), strict=True):
-            table.add_row(*row)
-        self._console.print(table)
+    def evaluation(self, summary: Metrics) -> None:
+        """The table of an evaluation's summary."""
+        self._console.print(evaluation_table(summary))
 
     def close(self) -> None:
         """Leaves the last view standing."""
@@ -166,6 +163,14 @@ class Screen:
 
 def _format(value, form: str) -> str:
     return "-" if value is None else format(float(value), form)
+
+
+def evaluation_table(summary: Metrics, kind: str = "deterministic") -> rich.table.Table:
+    """Mean, spread, minimum and maximum of an evaluation's returns and lengths."""
+    table = rich.table.Table("", "mean", "std", "min", "max", title=f"{summary['episodes']} {kind} episodes")
+    for name in ("return", "length"):
+        table.add_row(name, *(f"{summary[f'{name}_{statistic}']:.2f}" for statistic in ("mean", "std", "min", "max")))
+    return table
 
 
 class Metering:

@@ -1,0 +1,182 @@
+"""The update as a whole: the step in closed form, the KL's direction, the transaction, no retracing."""
+
+import gymnasium as gym
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trpo_tf.config import Config
+from trpo_tf.learner import trpo
+from trpo_tf.policy import distributions
+from trpo_tf.trainer import Agent
+from trpo_tf.types import Batch
+
+
+def bandit(probs, actions, advantage, **changes):
+    """One policy step of a one-state softmax policy whose parameters are its logits. Returns theta, metrics."""
+    family = distributions.make(gym.spaces.Discrete(len(probs)), rescale=False)
+    theta = tf.constant(np.log(probs), tf.float64)
+    rows = len(actions)
+    batch = Batch(
+        obs=tf.zeros([rows, 1], tf.float64),
+        action=tf.constant(actions),
+        behavior_logp=tf.constant(np.log(np.array(probs)[actions]), tf.float64),
+        advantage=tf.constant(advantage, tf.float64),
+        returns=tf.zeros(rows),
+        values=tf.zeros(rows),
+        mask=tf.ones(rows, tf.float64),
+    )
+    config = Config(**({"env": "x", "cg_damping": 0.0, "cg_tolerance": 1e-20} | changes))
+
+    def network(logits, obs):
+        return tf.zeros([tf.shape(obs)[0], 1], tf.float64) + logits
+
+    max_kl = tf.constant(config.max_kl, tf.float64)
+    theta_new, metrics = trpo.policy_step(network, family, theta, batch, tf.range(rows), max_kl, config)
+    return theta.numpy(), theta_new.numpy(), metrics
+
+
+def test_softmax_step_is_the_natural_gradient_in_closed_form():
+    probs = np.array([0.5, 0.3, 0.2])
+    reward = np.array([1.0, -0.5, 0.25])
+    counts = (probs * 100).astype(int)  # every action as often as it is likely: the sample mean is the expectation
+    actions = np.repeat(np.arange(3), counts)
+    max_kl = 1e-6
+    theta, theta_new, metrics = bandit(probs, actions, reward[actions], max_kl=max_kl)
+    # F = diag(p) - p p^T, grad = p (r - p.r): the natural gradient is r - p.r, up to a constant that F annihilates,
+    # and its length under F is the standard deviation of the reward.
+    centered = reward - probs @ reward
+    expected = np.sqrt(2 * max_kl / (probs @ centered**2)) * centered
+    step = theta_new - theta
+    taken, fraction = step - step.mean(), float(metrics["policy/step_fraction"])
+    np.testing.assert_allclose(taken, fraction * (expected - expected.mean()), rtol=1e-6, atol=1e-15)
+    assert fraction in (1.0, 0.8)
+
+
+def test_kl_is_old_before_new():
+    family = distributions.make(gym.spaces.Discrete(2), rescale=False)
+    old, new = np.array([0.9, 0.1]), np.array([0.5, 0.5])
+    kl = trpo.mean_kl(family, np.log(old)[None], np.log(new)[None], tf.ones(1))
+    forward, backward = old @ np.log(old / new), new @ np.log(new / old)
+    assert abs(forward - backward) > 0.1
+    np.testing.assert_allclose(float(kl), forward, rtol=1e-12)
+
+
+def test_surrogate_uses_the_behavior_policy_and_the_mask():
+    family = distributions.make(gym.spaces.Discrete(2), rescale=False)
+    probs, behavior = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]), np.array([0.6, 0.4, 0.5])
+    advantage, mask = np.array([2.0, -1.0, 1e6]), np.array([1.0, 1.0, 0.0])
+    batch = Batch(None, tf.constant([0, 1, 0]), np.log(behavior), tf.constant(advantage), None, None, mask)
+    expected = (0.9 / 0.6 * 2.0 + 0.8 / 0.4 * -1.0) / 2
+    np.testing.assert_allclose(float(trpo.surrogate(family, np.log(probs), batch)), expected)
+
+
+def test_accepted_steps_respect_the_trust_region_over_many_batches():
+    rng = np.random.default_rng(0)
+    for max_kl in (0.001, 0.05, 0.5):
+        probs = rng.dirichlet(np.ones(4))
+        actions = rng.integers(0, 4, 50)
+        theta, theta_new, metrics = bandit(probs, actions, rng.normal(size=50), max_kl=max_kl, cg_damping=0.01)
+        new = np.exp(theta_new) / np.exp(theta_new).sum()
+        kl = probs @ np.log(probs / new)
+        assert 0 < kl <= max_kl
+        np.testing.assert_allclose(float(metrics["policy/kl"]), kl, rtol=1e-9)
+        assert float(metrics["policy/improvement"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("advantage", "reason"), [([0.0] * 4, 4), ([np.nan, 1.0, 0.0, 0.0], 4), ([1e30, 1e30, 1e30, -1e30], None)]
+)
+def test_theta_is_untouched_where_there_is_nothing_to_learn(advantage, reason):
+    theta, theta_new, metrics = bandit([0.4, 0.6], [0, 1, 1, 0], advantage)
+    assert np.isfinite(theta_new).all()
+    if reason is not None:
+        assert theta.tobytes() == theta_new.tobytes()
+        assert int(metrics["policy/reason"]) == reason
+
+
+@pytest.mark.parametrize("log_std", [-104.0, 90.0])
+def test_extreme_log_std_never_breaks_the_parameters(log_std):
+    family = distributions.make(gym.spaces.Box(-1, 1, (1,)), rescale=False)
+    theta = tf.constant([0.3, log_std], tf.float32)
+    batch = Batch(
+        tf.zeros([4, 1]), tf.constant([[0.3], [0.4], [0.2], [0.3]]), tf.zeros(4), tf.constant([1.0, -1.0, 2.0, 0.5]),
+        None, None, tf.ones(4),
+    )  # fmt: skip
+    network = lambda t, obs: tf.zeros([4, 2]) + t
+    theta_new, _ = trpo.policy_step(
+        network, family, theta, batch, tf.range(4), tf.constant(0.01, tf.float64), Config(env="x")
+    )
+    assert np.isfinite(theta_new.numpy()).all()
+
+
+@pytest.fixture(scope="module")
+def ten_updates():
+    """An agent on a real environment, and the metrics of ten updates."""
+    agent = Agent(
+        Config(
+            env="Pendulum-v1", num_envs=4, steps_per_update=256, hidden_sizes=(16,), value_epochs=2, fisher_fraction=0.5
+        )
+    )
+    agent.start()
+    rows = [agent.step() for _ in range(10)]
+    agent.collector.close()
+    return agent, rows
+
+
+def test_ratio_is_one_and_kl_within_bounds_on_fresh_data(ten_updates):
+    _, rows = ten_updates
+    for row in rows:
+        assert row["policy/max_ratio_error"] < 1e-4
+        assert 0 < row["policy/kl"] <= 0.01
+        assert row["policy/reason"] == "accepted"
+        assert row["policy/improvement"] > 0
+
+
+def test_kl_is_zero_before_the_step(ten_updates):
+    agent, _ = ten_updates
+    features = tf.random.stateless_normal([64, 3], [0, 0])
+    network = agent.policy.network
+    with_variables, with_theta = network.model(features), network(network.theta(), features)
+    assert float(trpo.mean_kl(agent.policy.family, with_variables, with_theta, tf.ones(64))) == 0.0
+
+
+def test_nothing_retraces_after_the_first_update(ten_updates):
+    agent, _ = ten_updates
+    learner = agent.learner
+    compiled = (learner._prepare, learner._policy_step, learner._order, learner._fit_values, learner._commit)
+    for function in (*compiled, agent.policy.act):
+        assert function.experimental_get_tracing_count() == 1
+
+
+def test_an_update_with_nothing_valid_leaves_both_networks_to_the_bit(tiny):
+    agent = Agent(tiny())
+    agent.start()
+    trajectory, _ = agent.collector.collect()
+    before = {name: v.numpy().copy() for name, v in agent.variables().items() if "dense" in name or "head" in name}
+    assert before
+    agent.learner.update(trajectory._replace(mask=np.zeros_like(trajectory.mask)), 0, 0.0)
+    for name, value in before.items():
+        assert agent.variables()[name].numpy().tobytes() == value.tobytes(), name
+    agent.collector.close()
+
+
+def test_reverse_product_gives_the_same_step():
+    probs, actions = [0.5, 0.3, 0.2], [0, 1, 2, 0, 0]
+    advantage = [1.0, -1.0, 0.5, 0.2, 0.9]
+    forward = bandit(probs, actions, advantage, cg_damping=0.01)[1]
+    reverse = bandit(probs, actions, advantage, cg_damping=0.01, fisher_product="reverse")[1]
+    np.testing.assert_allclose(forward, reverse, rtol=1e-9)
+
+
+def test_keras_and_flat_views_of_a_network_agree():
+    agent_network = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2, "tanh")])
+    from trpo_tf.policy.networks import FlatNetwork
+
+    network = FlatNetwork(agent_network)
+    theta = tf.random.stateless_normal([network.size], [1, 1])
+    network.assign(theta)
+    assert network.theta().numpy().tobytes() == theta.numpy().tobytes()
+    x = tf.random.stateless_normal([5, 3], [2, 2])
+    np.testing.assert_array_equal(agent_network(x), network(theta, x))

@@ -1,0 +1,109 @@
+"""Trajectories: what is stored, NaN from environments, replay."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.rollout import counting
+from trpo_tf.config import Config
+from trpo_tf.policy.policy import Policy
+from trpo_tf.rollout.collector import Collector, TooManyInvalidRows
+from trpo_tf.rollout.envs import Envs
+
+
+def collector(env="Pendulum-v1", num_envs=3, time_steps=16, backend="auto", limit=100):
+    probe = Envs(env, 1, 0, backend)
+    policy = Policy(probe.observation_space, probe.action_space, Config(env=env, hidden_sizes=(8,)), 0)
+    return policy, Collector(
+        lambda update: Envs(env, num_envs, 50 + update, backend, stagger=True), policy, time_steps, 9, limit
+    )
+
+
+def same(a, b):
+    return all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
+
+
+def test_stored_log_probs_are_of_the_stored_unclipped_actions():
+    policy, source = collector()
+    trajectory, _ = source.collect()
+    assert trajectory.obs.shape == (17, 3, 3)
+    obs = trajectory.obs[:-1].reshape(-1, 3)
+    distribution = policy.family(policy.network.model(policy.preprocess(obs)))
+    logp = distribution.log_prob(trajectory.action.reshape(-1, 1))
+    np.testing.assert_allclose(trajectory.behavior_logp.ravel(), logp, atol=1e-5)
+
+
+def test_trajectories_follow_one_another():
+    _, source = collector()
+    first, _ = source.collect()
+    second, _ = source.collect()
+    np.testing.assert_array_equal(first.obs[-1], second.obs[0])
+    assert not np.array_equal(first.action, second.action)
+
+
+@pytest.mark.parametrize("backend", ["gymnasium", "auto"])
+def test_replay_puts_new_environments_where_the_old_ones_were(backend):
+    _, undisturbed = collector(backend=backend)
+    undisturbed.rebuild(3)
+    for _ in range(4):  # over the first cut, at 67 steps
+        undisturbed.collect()
+    undisturbed.collect()
+    _, resumed = collector(backend=backend)
+    resumed.act_count = undisturbed.act_count
+    resumed.replay(undisturbed.built_at, undisturbed.recorded_actions())
+    for _ in range(3):
+        assert same(undisturbed.collect()[0], resumed.collect()[0])
+    np.testing.assert_array_equal(undisturbed.recorded_actions(), resumed.recorded_actions())
+
+
+def test_rebuilding_clears_the_record_and_changes_the_seeds():
+    _, source = collector()
+    source.collect()
+    assert source.recorded_actions().shape == (16, 3, 1)
+    source.rebuild(1)
+    assert source.recorded_actions().shape == (0, 3, 1)
+    _, other = collector()
+    assert not np.array_equal(source.collect()[0].obs[0], other.collect()[0].obs[0])
+
+
+FAULTS = {
+    "obs": ({3: ("obs", np.nan)}, [2, 3]),
+    "reward": ({3: ("reward", np.inf)}, [2]),
+    "first": ({1: ("obs", -np.inf)}, [0, 1]),
+    "terminal": ({5: ("obs", np.nan)}, [4]),
+}
+
+
+@pytest.mark.parametrize("case", list(FAULTS))
+def test_rows_that_are_not_finite_are_masked_and_counted(case, monkeypatch):
+    faults, invalid = FAULTS[case]
+    monkeypatch.setattr(counting.Faulty.__init__, "__defaults__", (faults, None))
+    policy, source = collector("Faulty-v0", 1, 12, "gymnasium")
+    trajectory, _ = source.collect()
+    reset_rows = [5, 11]
+    expected = np.ones(12)
+    expected[invalid + reset_rows] = 0
+    np.testing.assert_array_equal(trajectory.mask[:, 0], expected)
+    assert source.invalid_rows == len(invalid)
+    assert all(np.isfinite(x).all() for x in trajectory)
+    policy.normalizer.commit(policy.encoder(trajectory.obs[:-1, 0]), tf.constant(trajectory.mask[:, 0]))
+    clean = trajectory.obs[:-1, 0][expected > 0]
+    np.testing.assert_allclose(policy.normalizer.moments.mean, clean.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(policy.normalizer.moments.variance(), clean.var(0), rtol=1e-6)
+
+
+def test_too_many_invalid_rows_end_the_collection(monkeypatch):
+    monkeypatch.setattr(counting.Faulty.__init__, "__defaults__", ({k: ("reward", np.nan) for k in range(99)}, None))
+    _, source = collector("Faulty-v0", 1, 12, "gymnasium", limit=3)
+    with pytest.raises(TooManyInvalidRows, match="max_invalid_rows=3"):
+        source.collect()
+
+
+def test_discrete_actions_reach_the_environment_with_their_start():
+    _, source = collector("Counting-v0", 2, 10, "gymnasium")  # the environment asserts that actions are in 1..3
+    trajectory, _ = source.collect()
+    assert set(np.unique(trajectory.action)) <= {0, 1, 2}
+    assert isinstance(counting.Counting.action_space, gym.spaces.Discrete)
+    valid = trajectory.mask > 0
+    np.testing.assert_array_equal(trajectory.reward[valid], trajectory.action[valid] + 1)

@@ -1,0 +1,65 @@
+"""progress.csv over interruptions, and places that fail."""
+
+import csv
+
+from trpo_tf.run import metrics
+from trpo_tf.run.metrics import Csv, Metering, read_csv
+
+
+def row(update, value=1.5):
+    return {"update": update, "env_steps": 10 * update, "env/episode_return": value, "eval/episode_return": None}
+
+
+def test_rows_are_written_and_read_back(tmp_path):
+    path = tmp_path / "progress.csv"
+    place = Csv(path, 0)
+    place.write(row(1, 1 / 3))
+    place.write(row(2))
+    rows = read_csv(path)
+    assert [r["update"] for r in rows] == ["1", "2"]
+    assert float(rows[0]["env/episode_return"]) == 1 / 3
+    assert rows[0]["eval/episode_return"] == ""
+
+
+def test_a_resumed_run_drops_rows_after_its_checkpoint_and_a_torn_one(tmp_path):
+    path = tmp_path / "progress.csv"
+    place = Csv(path, 0)
+    for update in (1, 2, 3, 4):
+        place.write(row(update))
+    with open(path, "a") as file:
+        file.write("5,50,1.")
+    resumed = Csv(path, 2)
+    resumed.write(row(3, 9.0))
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [(r["update"], r["env/episode_return"]) for r in rows] == [("1", "1.5"), ("2", "1.5"), ("3", "9.0")]
+
+
+def test_a_torn_row_within_the_kept_ones_is_dropped_too(tmp_path):
+    path = tmp_path / "progress.csv"
+    place = Csv(path, 0)
+    place.write(row(1))
+    with open(path, "a") as file:
+        file.write("2,20")
+    Csv(path, 2).write(row(2))
+    assert [r["update"] for r in read_csv(path)] == ["1", "2"]
+
+
+def test_a_place_that_fails_is_named_once_and_the_others_go_on(capsys):
+    class Broken:
+        def write(self, metrics):
+            raise OSError(28, "No space left on device")
+
+    class Good(list):
+        write = list.append
+
+    good = Good()
+    metering = Metering(Broken(), good)
+    metering.write(row(1))
+    metering.write(row(2))
+    assert len(good) == 2
+    assert capsys.readouterr().err.count("Broken stopped, training goes on") == 1
+
+
+def test_warnings_escape_control_characters(capsys):
+    metrics.warn("bad \x1b[31m name\n")
+    assert capsys.readouterr().err == "trpo_tf: bad \\x1b[31m name\\n\n"

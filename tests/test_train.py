@@ -1,0 +1,221 @@
+"""Whole runs: repeatable, resumable to the bit, stopped by signals, learning."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import trpo_tf
+from tests.conftest import TINY
+from trpo_tf import trainer
+from trpo_tf.config import UsageError
+from trpo_tf.run import checkpoint
+from trpo_tf.run.metrics import read_csv
+
+_TIMES = "time/"
+
+
+def state(run_dir):
+    """Every array and counter of the newest checkpoint, as bytes, and the metrics without times."""
+    saved = checkpoint.newest(run_dir / "checkpoints")
+    meta = {k: v for k, v in saved.meta.items() if k not in ("config", "versions")}
+    rows = [{k: v for k, v in row.items() if not k.startswith(_TIMES)} for row in read_csv(run_dir / "progress.csv")]
+    return {name: array.tobytes() for name, array in saved.arrays.items()}, meta, rows
+
+
+def assert_same(a, b):
+    (arrays_a, meta_a, rows_a), (arrays_b, meta_b, rows_b) = state(a), state(b)
+    assert meta_a == meta_b
+    assert rows_a == rows_b
+    assert arrays_a.keys() == arrays_b.keys()
+    for name in arrays_a:
+        assert arrays_a[name] == arrays_b[name], name
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run of 8 updates: checkpoints at 3 and 6, where environments are rebuilt, and at the end."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = trpo_tf.train(trpo_tf.Config(**TINY, total_steps=480, run_dir=str(run_dir)))
+    assert not result.preempted
+    return run_dir
+
+
+def test_a_run_leaves_what_it_promises(undisturbed):
+    assert {path.name for path in undisturbed.iterdir()} == {
+        "best", "checkpoints", "evaluation.json", "flags.txt", "lock", "progress.csv", "saved_model", "tensorboard",
+        "versions.json",
+    }  # fmt: skip
+    rows = read_csv(undisturbed / "progress.csv")
+    assert [int(row["update"]) for row in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) == 8
+    assert [bool(row["eval/episode_return"]) for row in rows] == [u % 4 == 0 for u in range(1, 9)]
+    policy = trpo_tf.load_policy(undisturbed / "saved_model")
+    assert policy.action(np.zeros(4)) in (0, 1)
+    assert policy.metadata["flags"]["env"] == "CartPole-v1"
+    saved = json.loads((undisturbed / "evaluation.json").read_text())
+    assert policy.metadata["evaluation"] == saved
+    evaluation = trpo_tf.evaluate(saved_model=str(undisturbed / "saved_model"), episodes=3)
+    assert len(evaluation.returns) == 3
+    assert (evaluation.returns == evaluation.lengths).all()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(undisturbed, tmp_path, tiny):
+    trpo_tf.train(tiny(total_steps=480, run_dir=str(tmp_path / "again")))
+    assert_same(undisturbed, tmp_path / "again")
+    trpo_tf.train(tiny(total_steps=60, seed=1, run_dir=str(tmp_path / "other")))
+    first = [read_csv(path / "progress.csv")[0]["policy/kl"] for path in (undisturbed, tmp_path / "other")]
+    assert first[0] != first[1]
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 7])
+def test_a_stopped_run_goes_on_to_the_bit(undisturbed, tmp_path, tiny, monkeypatch, stop_after):
+    """SIGTERM during an update at, before and after a boundary where environments are rebuilt."""
+    step = trainer.Agent.step
+
+    def interrupted(agent):
+        if agent.update == stop_after - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(agent)
+
+    monkeypatch.setattr(trainer.Agent, "step", interrupted)
+    result = trpo_tf.train(tiny(total_steps=480, run_dir=str(tmp_path / "run")))
+    assert result.preempted
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints").meta["update"] == stop_after
+    monkeypatch.setattr(trainer.Agent, "step", step)
+    result = trpo_tf.train(tiny(total_steps=480, run_dir=str(tmp_path / "run"), resume=True))
+    assert not result.preempted
+    assert_same(undisturbed, tmp_path / "run")
+
+
+@pytest.mark.parametrize("phase", ["collect", "update", "save"])
+def test_a_crash_in_any_phase_is_resumed_to_the_bit(undisturbed, tmp_path, phase):
+    """SIGKILL in the fifth update, or inside the second save."""
+    where = {
+        "collect": ("trpo_tf.rollout.collector.Collector", "collect", 5),
+        "update": ("trpo_tf.learner.trpo.TRPO", "_fit_values", 5),
+        "save": ("trpo_tf.run.checkpoint", "sync_directory", 3),
+    }[phase]
+    code = f"""
+import importlib, os, signal, sys
+import trpo_tf
+from trpo_tf import api
+owner, name, count = {where!r}
+module, _, attribute = owner.rpartition(".")
+try:
+    owner = importlib.import_module(owner)
+except ImportError:
+    owner = getattr(importlib.import_module(module), attribute)
+real, calls = getattr(owner, name), [0]
+def deadly(*args, **kwargs):
+    calls[0] += 1
+    if calls[0] == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **kwargs)
+if name != "_fit_values":
+    setattr(owner, name, deadly)
+else:
+    class Bound:
+        def __get__(self, instance, kind=None):
+            return lambda *a: (calls.__setitem__(0, calls[0] + 1), calls[0] == count and os.kill(os.getpid(), 9),
+                               real.__get__(instance)(*a))[2]
+    setattr(owner, name, Bound())
+trpo_tf.train(trpo_tf.Config(**{TINY!r}, total_steps=480, run_dir="run"))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    resumed = subprocess.run(
+        [sys.executable, "-m", "trpo_tf.train", "--resume", "--run_dir=run"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same(undisturbed, tmp_path / "run")
+
+
+def test_sigterm_exits_42_and_a_second_signal_leaves_at_once(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    line = [sys.executable, "-m", "trpo_tf.train", "--env=Pendulum-v1", "--total_steps=100000000", "--run_dir=run"]
+
+    def start():
+        process = subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        progress = tmp_path / "run" / "progress.csv"
+        while time.monotonic() < deadline and not (progress.exists() and len(read_csv(progress)) > 1):
+            time.sleep(0.1)
+        return process
+
+    process = start()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 42
+    assert "go on with --resume --run_dir=run" in process.stdout.read()
+    rows = read_csv(tmp_path / "run" / "progress.csv")
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints").meta["update"] == int(rows[-1]["update"])
+
+
+def test_resuming_refuses_another_configuration_and_nothing_to_resume(undisturbed, tmp_path, tiny):
+    with pytest.raises(UsageError, match="--num_envs=2: the checkpoint has 4"):
+        trpo_tf.train(tiny(num_envs=2, run_dir=str(undisturbed), resume=True))
+    with pytest.raises(checkpoint.NoCheckpointError, match="no valid checkpoint"):
+        trpo_tf.train(tiny(run_dir=str(tmp_path / "nothing"), resume=True))
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_full_disk_is_a_warning_until_the_last_checkpoint(tmp_path, tiny, monkeypatch, capsys):
+    real, calls = checkpoint.save, []
+
+    def sometimes(*args):
+        calls.append(1)
+        if len(calls) in (2, 3):
+            raise OSError(28, "No space left on device")
+        return real(*args)
+
+    monkeypatch.setattr(checkpoint, "save", sometimes)
+    trpo_tf.train(tiny(total_steps=480, run_dir=str(tmp_path / "a")))
+    assert capsys.readouterr().err.count("checkpoint not saved, training goes on") == 2
+    monkeypatch.setattr(checkpoint, "save", lambda *args: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        trpo_tf.train(tiny(total_steps=60, run_dir=str(tmp_path / "b")))
+
+
+@pytest.mark.slow
+def test_cartpole_is_solved(tmp_path):
+    config = trpo_tf.Config(env="CartPole-v1", total_steps=100_000, steps_per_update=1024, run_dir=str(tmp_path / "run"))
+    assert trpo_tf.train(config).evaluation.summary()["return_mean"] == 500
+
+
+@pytest.mark.slow
+def test_hopper_learns(tmp_path):
+    config = trpo_tf.Config(env="Hopper-v5", total_steps=200_000, run_dir=str(tmp_path / "run"))
+    assert trpo_tf.train(config).evaluation.summary()["return_mean"] > 800
+
+
+@pytest.mark.slow
+def test_random_kills_are_resumed_to_the_bit(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    flags = [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in TINY.items()]
+    line = [sys.executable, "-m", "trpo_tf.train", *flags, "--total_steps=60000"]
+    subprocess.run([*line, "--run_dir=whole"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    rng, kills = np.random.default_rng(0), 0
+    process = subprocess.Popen([*line, "--run_dir=killed"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    for _ in range(8):
+        try:
+            process.wait(rng.uniform(12, 22))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+        again = [sys.executable, "-m", "trpo_tf.train", "--resume", "--run_dir=killed"]
+        process = subprocess.Popen(again, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    assert process.wait(300) == 0
+    assert kills >= 1
+    assert_same(tmp_path / "whole", tmp_path / "killed")
