@@ -43,7 +43,7 @@ def last_line(text):
         ("export", [], "--run_dir is missing"),
         ("plot", ["--run_dirs=none"], "no progress.csv"),
         ("train", ["--env=Hoper-v5"], "Hopper-v5"),
-        ("train", ["--env=Blackjack-v1"], "observation space Tuple"),
+        ("train", ["--env=Blackjack-v1", "--env_backend=gymnasium"], "observation space Tuple"),
     ],
 )
 def test_usage_errors_are_one_line_and_leave_nothing(name, args, message, tmp_path):

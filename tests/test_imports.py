@@ -67,7 +67,13 @@ def test_nothing_unsafe_is_called():
     forbidden = {"eval", "exec", "load_model", "unsafe_load"}
     for path in [*FILES, *(ROOT / "export").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
         tree = ast.parse(path.read_text())
-        assert not {name.split(".")[0] for name in imports(path)} & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
+        assert not {name.split(".")[0] for name in imports(path)} & {
+            "pickle",
+            "dill",
+            "cloudpickle",
+            "marshal",
+            "shelve",
+        }
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")

@@ -93,38 +93,27 @@ def test_a_stopped_run_goes_on_to_the_bit(undisturbed, tmp_path, tiny, monkeypat
     assert_same(undisturbed, tmp_path / "run")
 
 
-@pytest.mark.parametrize("phase", ["collect", "update", "save"])
+@pytest.mark.parametrize("phase", ["collect", "update", "line search", "save"])
 def test_a_crash_in_any_phase_is_resumed_to_the_bit(undisturbed, tmp_path, phase):
-    """SIGKILL in the fifth update, or inside the second save."""
+    """SIGKILL in the fifth update, while the first one is traced, or inside the second save."""
     where = {
-        "collect": ("trpo_tf.rollout.collector.Collector", "collect", 5),
-        "update": ("trpo_tf.learner.trpo.TRPO", "_fit_values", 5),
-        "save": ("trpo_tf.run.checkpoint", "sync_directory", 3),
+        "collect": ("trpo_tf.rollout.collector", "Collector", "collect", 5),
+        "update": ("trpo_tf.learner.trpo", "TRPO", "update", 5),
+        "line search": ("trpo_tf.learner.trust_region", "", "line_search", 1),
+        "save": ("trpo_tf.run.checkpoint", "", "sync_directory", 3),
     }[phase]
     code = f"""
-import importlib, os, signal, sys
+import importlib, os, signal
 import trpo_tf
-from trpo_tf import api
-owner, name, count = {where!r}
-module, _, attribute = owner.rpartition(".")
-try:
-    owner = importlib.import_module(owner)
-except ImportError:
-    owner = getattr(importlib.import_module(module), attribute)
+module, owner, name, count = {where!r}
+owner = getattr(importlib.import_module(module), owner) if owner else importlib.import_module(module)
 real, calls = getattr(owner, name), [0]
 def deadly(*args, **kwargs):
     calls[0] += 1
     if calls[0] == count:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args, **kwargs)
-if name != "_fit_values":
-    setattr(owner, name, deadly)
-else:
-    class Bound:
-        def __get__(self, instance, kind=None):
-            return lambda *a: (calls.__setitem__(0, calls[0] + 1), calls[0] == count and os.kill(os.getpid(), 9),
-                               real.__get__(instance)(*a))[2]
-    setattr(owner, name, Bound())
+setattr(owner, name, deadly)
 trpo_tf.train(trpo_tf.Config(**{TINY!r}, total_steps=480, run_dir="run"))
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -188,7 +177,9 @@ def test_a_full_disk_is_a_warning_until_the_last_checkpoint(tmp_path, tiny, monk
 
 @pytest.mark.slow
 def test_cartpole_is_solved(tmp_path):
-    config = trpo_tf.Config(env="CartPole-v1", total_steps=100_000, steps_per_update=1024, run_dir=str(tmp_path / "run"))
+    config = trpo_tf.Config(
+        env="CartPole-v1", total_steps=100_000, steps_per_update=1024, run_dir=str(tmp_path / "run")
+    )
     assert trpo_tf.train(config).evaluation.summary()["return_mean"] == 500
 
 

@@ -103,7 +103,10 @@ def test_masked_mean_ignores_nan_behind_the_mask_and_nothing_at_all_is_zero():
 
 def test_explained_variance_by_hand():
     returns, mask = tf.constant([1.0, 2.0, 3.0, 99.0]), tf.constant([1.0, 1.0, 1.0, 0.0])
-    ev = lambda values: float(advantages.explained_variance(returns, tf.constant(values), mask))
+
+    def ev(values):
+        return float(advantages.explained_variance(returns, tf.constant(values), mask))
+
     assert ev([1.0, 2.0, 3.0, 0.0]) == 1.0
     assert ev([2.0, 2.0, 2.0, 0.0]) == 0.0
     np.testing.assert_allclose(ev([3.0, 2.0, 1.0, 0.0]), 1 - (8 / 3) / (2 / 3))

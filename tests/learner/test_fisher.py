@@ -36,7 +36,7 @@ def matrix(kind, case):
 
 def score_fisher(case):
     """The definition: sum_n w_n E_a[score score^T], the expectation exact or by Gauss-Hermite quadrature."""
-    family, network, theta, weights = case
+    _, network, theta, weights = case
     with tf.GradientTape() as tape:
         tape.watch(theta)
         params = network(theta)

@@ -77,7 +77,7 @@ def test_accepted_steps_respect_the_trust_region_over_many_batches():
     for max_kl in (0.001, 0.05, 0.5):
         probs = rng.dirichlet(np.ones(4))
         actions = rng.integers(0, 4, 50)
-        theta, theta_new, metrics = bandit(probs, actions, rng.normal(size=50), max_kl=max_kl, cg_damping=0.01)
+        _, theta_new, metrics = bandit(probs, actions, rng.normal(size=50), max_kl=max_kl, cg_damping=0.01)
         new = np.exp(theta_new) / np.exp(theta_new).sum()
         kl = probs @ np.log(probs / new)
         assert 0 < kl <= max_kl
@@ -104,7 +104,10 @@ def test_extreme_log_std_never_breaks_the_parameters(log_std):
         tf.zeros([4, 1]), tf.constant([[0.3], [0.4], [0.2], [0.3]]), tf.zeros(4), tf.constant([1.0, -1.0, 2.0, 0.5]),
         None, None, tf.ones(4),
     )  # fmt: skip
-    network = lambda t, obs: tf.zeros([4, 2]) + t
+
+    def network(theta, obs):
+        return tf.zeros([4, 2]) + theta
+
     theta_new, _ = trpo.policy_step(
         network, family, theta, batch, tf.range(4), tf.constant(0.01, tf.float64), Config(env="x")
     )

@@ -91,5 +91,5 @@ def test_boxes_of_any_shape_keep_it():
 
 @pytest.mark.parametrize("space", [gym.spaces.MultiBinary(3), gym.spaces.Box(0, 9, (2,), np.int64)])
 def test_unsupported_spaces_are_named(space):
-    with pytest.raises(UsageError, match="action space .* is not supported"):
+    with pytest.raises(UsageError, match=r"action space .* is not supported"):
         distributions.make(space, False)

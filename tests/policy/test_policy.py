@@ -18,7 +18,8 @@ def make(obs_space=None, action_space=BOX, seed=0, **changes):
 
 def test_initial_weights_are_orthogonal_with_the_gains_of_the_recipe():
     policy = make(hidden_sizes=(8, 8), init_log_std=-0.7)
-    weights = {v.path.removeprefix("policy/").removeprefix("value/"): v.numpy() for v in policy.network.model.variables + policy.value_network.model.variables}
+    variables = policy.network.model.variables + policy.value_network.model.variables
+    weights = {v.path.removeprefix("policy/").removeprefix("value/"): v.numpy() for v in variables}
     for name, gain in (("policy_dense_1", 2.0), ("value_dense_1", 2.0)):
         kernel = weights[f"{name}/kernel"]
         np.testing.assert_allclose(kernel.T @ kernel, gain * np.eye(8), atol=1e-5)
@@ -68,5 +69,5 @@ def test_box_observations_are_flattened():
 
 
 def test_unsupported_observation_spaces_are_named():
-    with pytest.raises(UsageError, match="observation space Dict.* is not supported"):
+    with pytest.raises(UsageError, match=r"observation space Dict.* is not supported"):
         make(gym.spaces.Dict(a=BOX))

@@ -9,7 +9,10 @@ from trpo_tf.config import UsageError
 from trpo_tf.rollout import envs as envs_module
 from trpo_tf.rollout.envs import Envs, derive_seed, resolve_backend
 
-BACKENDS = ["gymnasium", pytest.param("envpool", marks=pytest.mark.skipif(not envs_module.envpool, reason="no EnvPool"))]
+BACKENDS = [
+    "gymnasium",
+    pytest.param("envpool", marks=pytest.mark.skipif(not envs_module.envpool, reason="no EnvPool")),
+]
 
 
 def run(envs, steps, seed=0):
