@@ -32,6 +32,9 @@ def test_time_steps_are_rounded_up():
         ("activation", "sigmoidish"),
         ("env_backend", ""),
         ("value_learning_rate", "fast"),
+        ("normalize_obs", "false"),
+        ("hidden_sizes", 64),
+        ("run_dir", 3),
     ],
 )
 def test_values_out_of_range_name_the_flag_and_the_value(name, value):
@@ -39,6 +42,11 @@ def test_values_out_of_range_name_the_flag_and_the_value(name, value):
         Config(env="x", **{name: value})
     assert str(error.value).startswith(f"--{name}=")
     assert "\n" not in str(error.value)
+
+
+def test_paths_and_lists_are_taken(tmp_path):
+    config = Config(env="x", run_dir=tmp_path, hidden_sizes=[8, 4])
+    assert (config.run_dir, config.hidden_sizes) == (str(tmp_path), (8, 4))
 
 
 def test_bounds_themselves_are_allowed():
@@ -64,7 +72,7 @@ def test_what_is_missing_or_contradicts_is_said(make):
 def test_dictionaries_round_trip():
     config = Config(env="x", hidden_sizes=(3, 4), max_kl=0.5)
     assert from_dict(to_dict(config)) == config
-    with pytest.raises(UsageError, match="another version.*colour"):
+    with pytest.raises(UsageError, match=r"another version.*colour"):
         from_dict(to_dict(config) | {"colour": 1})
 
 

@@ -13,7 +13,7 @@ COMMANDS = {"train", "evaluate", "export", "plot"}
 ALLOWED = {
     "config": set(),
     "types": set(),
-    "cli": {"config"},
+    "cli": {"api", "config"},
     "policy": {"config", "types"},
     "learner": {"policy", "config", "types"},
     "rollout": {"policy", "config", "types"},

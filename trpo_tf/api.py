@@ -39,7 +39,9 @@ def evaluate(config: EvaluateConfig | None = None, progress=lambda done: None, *
       UsageError: a setting is wrong, or there is nothing to evaluate.
     """
     config = config or EvaluateConfig(**settings)
-    env_id, act = (_saved_model_actor if config.saved_model else _checkpoint_actor)(config)
+    if config.render and config.video:
+        raise UsageError("--render and --video exclude each other: name one")
+    env_id, spaces, act = (_saved_model_actor if config.saved_model else _checkpoint_actor)(config)
     watched = config.render or config.video
     envs = Envs(
         config.env or env_id,
@@ -51,6 +53,10 @@ def evaluate(config: EvaluateConfig | None = None, progress=lambda done: None, *
         render_mode="human" if config.render else "rgb_array" if config.video else None,
         video_dir=config.video,
     )
+    for name, theirs in spaces.items():
+        ours = str(getattr(envs, name))
+        if theirs is not None and theirs != ours and config.env and not watched:
+            raise UsageError(f"--env={config.env}: its {name} is {ours}, the policy's is {theirs}")
     return run_episodes(act, envs, config.episodes, progress)
 
 
@@ -62,26 +68,27 @@ def _saved_model_actor(config: EvaluateConfig):
     env_id = config.env or policy.metadata.get("env")
     if not env_id:
         raise UsageError("--env is missing: the SavedModel does not name its environment")
+    spaces = {name: policy.metadata.get(name) for name in ("observation_space", "action_space")}
     seeds = _row_seeds(config.seed)
     if config.stochastic:
-        return env_id, lambda obs: policy.sample(obs, next(seeds)(len(obs)))
-    return env_id, policy.action
+        return env_id, spaces, lambda obs: policy.sample(obs, next(seeds)(len(obs)))
+    return env_id, spaces, policy.action
 
 
 def _checkpoint_actor(config: EvaluateConfig):
-    policy, env_id = _load(config.run_dir, config.best)
+    agent = _load(config)
+    policy, env_id = agent.policy, agent.config.env
     dtype = policy.encoder.dtype
     if not config.stochastic:
-        return env_id, lambda obs: policy.act_greedily(obs.astype(dtype)).numpy()
+        return env_id, agent.spaces, lambda obs: policy.act_greedily(obs.astype(dtype)).numpy()
     seeds = _row_seeds(config.seed)
-    return env_id, lambda obs: policy.act(obs.astype(dtype), next(seeds)(1)[0])[2].numpy()
+    return env_id, agent.spaces, lambda obs: policy.act(obs.astype(dtype), next(seeds)(1)[0])[2].numpy()
 
 
-def _load(run_dir: str, best: bool):
-    if not Path(run_dir).is_dir():
-        raise UsageError(f"--run_dir={run_dir}: no such directory")
-    agent = trainer.load_agent(Path(run_dir), best)
-    return agent.policy, agent.config.env
+def _load(config: EvaluateConfig | ExportConfig) -> trainer.Agent:
+    if not Path(config.run_dir).is_dir():
+        raise UsageError(f"--run_dir={config.run_dir}: no such directory")
+    return trainer.load_agent(Path(config.run_dir), config.best, config.allow_env_module)
 
 
 def _row_seeds(seed: int):
@@ -105,7 +112,4 @@ def export(config: ExportConfig | None = None, **settings: Any) -> Path:
       The version's directory.
     """
     config = config or ExportConfig(**settings)
-    if not Path(config.run_dir).is_dir():
-        raise UsageError(f"--run_dir={config.run_dir}: no such directory")
-    agent = trainer.load_agent(Path(config.run_dir), config.best)
-    return agent.export(Path(config.export_dir or Path(config.run_dir) / "saved_model"), None)
+    return _load(config).export(Path(config.export_dir or Path(config.run_dir) / "saved_model"))

@@ -1,8 +1,11 @@
 """What the commands share: flags from a configuration record, help in groups, exit codes."""
 
+import contextlib
 import dataclasses
+import importlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +50,25 @@ def _run(main, config_class: type, command: str, text: str) -> int:
         if "TRPO_TF_TRACEBACK" in os.environ:
             raise
         return _complain(f"{type(error).__name__}: {error} (TRPO_TF_TRACEBACK=1 shows where)", FAILURE)
+
+
+def load_api():
+    """Imports trpo_tf.api, and with it TensorFlow, without TensorFlow's remarks on stderr about absent accelerators.
+
+    They come from C++ before any log level is read, so the file descriptor itself is turned away meanwhile. Where
+    there is no stderr, there is nothing to turn away.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            kept = os.dup(2)
+        except OSError:
+            kept = None
+        if kept is not None:
+            remarks = stack.enter_context(tempfile.TemporaryFile())
+            os.dup2(remarks.fileno(), 2)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, 2)
+        return importlib.import_module("trpo_tf.api")
 
 
 def _complain(error: Any, code: int) -> int:

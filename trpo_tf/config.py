@@ -6,6 +6,8 @@ Engstrom et al. 2020 (arXiv:2005.12729); A20 is Andrychowicz et al. 2020 (arXiv:
 
 import dataclasses
 import math
+import os
+import typing
 from typing import Any
 
 
@@ -147,6 +149,7 @@ class ExportConfig:
     run_dir: str = _field("", _WHAT, "run whose checkpoint is exported")
     best: bool = _field(False, _WHAT, "the best checkpoint instead of the newest")
     export_dir: str = _field("", _WHAT, "where the numbered SavedModel goes; empty: <run_dir>/saved_model")
+    allow_env_module: bool = _field(False, _WHAT, "let a run on module:Id import that module")
 
     def __post_init__(self):
         validate(self)
@@ -171,23 +174,32 @@ class PlotConfig:
 
 
 def validate(config: Any) -> None:
-    """Checks every field of a configuration against its type, range and choices.
+    """Checks every field of a configuration against its type, range and choices; paths become texts, lists tuples.
 
     Raises:
       UsageError: names the flag, its value and what is allowed.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        values = value if isinstance(value, tuple) else (value,)
-        for item in values:
+        if field.type is str and isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if typing.get_origin(field.type) is tuple:
+            if not isinstance(value, (tuple, list)):
+                raise UsageError(f"--{field.name}={value!r}: a tuple is needed")
+            value = tuple(value)
+        object.__setattr__(config, field.name, value)
+        for item in value if isinstance(value, tuple) else (value,):
             _check(field, item)
 
 
 def _check(field: dataclasses.Field, value: Any) -> None:
     meta = field.metadata
+    kind = typing.get_args(field.type)[0] if typing.get_origin(field.type) is tuple else field.type
+    if kind in (str, bool) and not isinstance(value, kind):
+        raise UsageError(f"--{field.name}={value!r}: {'a text' if kind is str else 'True or False'} is needed")
     if meta["choices"] and value not in meta["choices"]:
         raise UsageError(f"--{field.name}={value}: not one of {', '.join(meta['choices'])}")
-    if field.type not in (int, float, tuple[int, ...]):
+    if kind in (str, bool):
         return
     numeric = (int, float) if field.type is float else int
     if isinstance(value, bool) or not isinstance(value, numeric):

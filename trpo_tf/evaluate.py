@@ -12,7 +12,7 @@ from trpo_tf.config import EvaluateConfig
 def main(given):
     """Prints mean, spread, minimum and maximum of return and length, as a table and as JSON."""
     config = EvaluateConfig(**given)
-    from trpo_tf import api
+    api = cli.load_api()
     from trpo_tf.run.metrics import evaluation_table
 
     console = rich.console.Console(stderr=config.json == "-")

@@ -7,7 +7,7 @@ from trpo_tf.config import ExportConfig
 def main(given):
     """Exports, and prints the version's directory."""
     config = ExportConfig(**given)
-    from trpo_tf import api
+    api = cli.load_api()
 
     print(api.export(config))
 

@@ -1,7 +1,9 @@
 """python -m trpo_tf.train: trains a policy."""
 
+from pathlib import Path
+
 from trpo_tf import cli
-from trpo_tf.config import Config, UsageError
+from trpo_tf.config import Config, UsageError, from_dict
 
 
 def main(given):
@@ -9,16 +11,12 @@ def main(given):
     if given.get("resume"):
         if not given.get("run_dir"):
             raise UsageError("--resume needs --run_dir, the run to go on with")
-        from pathlib import Path
-
         from trpo_tf.run import checkpoint
 
-        saved = checkpoint.newest(Path(given["run_dir"]) / "checkpoints")
-        given = saved.meta["config"] | given
-    config = Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
-    from trpo_tf import api
-
-    return cli.PREEMPTED if api.train(config).preempted else cli.OK
+        saved = checkpoint.newest(Path(given["run_dir"]) / "checkpoints").meta["config"]
+        given = saved | {"allow_env_module": False} | given
+    config = from_dict(given)
+    return cli.PREEMPTED if cli.load_api().train(config).preempted else cli.OK
 
 
 if __name__ == "__main__":

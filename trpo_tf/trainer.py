@@ -16,7 +16,7 @@ import tensorflow as tf
 from trpo_tf.config import STRUCTURE, Config, UsageError, from_dict, to_dict
 from trpo_tf.learner.trpo import TRPO
 from trpo_tf.policy.policy import Policy
-from trpo_tf.rollout.collector import Collector
+from trpo_tf.rollout.collector import Collector, EnvironmentFailure
 from trpo_tf.rollout.envs import Envs, derive_seed
 from trpo_tf.rollout.evaluation import Evaluation, env_count, evaluate
 from trpo_tf.run import checkpoint, metrics, saved_model
@@ -47,6 +47,8 @@ class Agent:
     def __init__(self, config: Config):
         self.config = config
         probe = make_envs(config, 1, 0)
+        probe.try_out()
+        self.backend = probe.backend
         weights = derive_seed(config.seed, _WEIGHTS)
         self.policy = Policy(probe.observation_space, probe.action_space, config, weights)
         self.spaces = {"observation_space": str(probe.observation_space), "action_space": str(probe.action_space)}
@@ -57,6 +59,7 @@ class Agent:
         self.env_steps = 0
         self.episodes = 0
         self.best_return = -np.inf
+        self.evaluation: dict | None = None  # the newest one, with the number of its update
         self.returns: deque[float] = deque(maxlen=_WINDOW)
         self.lengths: deque[float] = deque(maxlen=_WINDOW)
 
@@ -100,11 +103,18 @@ class Agent:
             "time/env_steps_per_second": steps / (end - start),
         }
 
+    def rebuild_envs(self) -> None:
+        """Starts fresh training environments, at a boundary that an undisturbed and a resumed run share."""
+        self.collector.rebuild(self.update)
+        self.learner.reward_scaler.reset()
+
     def evaluate(self, episodes: int) -> Evaluation:
-        """Deterministic episodes in environments of their own, seeded by the update's number."""
+        """Deterministic episodes in environments of their own, seeded by the update's number; kept as `evaluation`."""
         envs = make_envs(self.config, env_count(episodes), derive_seed(self.config.seed, _EVAL_ENVS, self.update))
         dtype = self.policy.encoder.dtype
-        return evaluate(lambda obs: self.policy.act_greedily(obs.astype(dtype)).numpy(), envs, episodes)
+        result = evaluate(lambda obs: self.policy.act_greedily(obs.astype(dtype)).numpy(), envs, episodes)
+        self.evaluation = {"update": self.update} | result.summary()
+        return result
 
     def variables(self) -> dict[str, tf.Variable]:
         """Every variable of policy and learner, by name."""
@@ -117,6 +127,7 @@ class Agent:
         arrays = {f"variable/{name}": variable.numpy() for name, variable in self.variables().items()}
         arrays |= {
             "collector/actions": self.collector.recorded_actions(),
+            "collector/obs": self.collector.obs,
             "window/returns": np.array(self.returns, np.float64),
             "window/lengths": np.array(self.lengths, np.float64),
         }
@@ -128,6 +139,8 @@ class Agent:
             "act_count": self.collector.act_count,
             "invalid_rows": self.collector.invalid_rows,
             "built_at": self.collector.built_at,
+            "evaluation": self.evaluation,
+            "backend": self.backend,
             "config": to_dict(self.config),
             "versions": versions(),
         }
@@ -143,6 +156,8 @@ class Agent:
             theirs, ours = saved.meta["config"][name], to_dict(self.config)[name]
             if theirs != ours:
                 raise UsageError(f"--{name}={ours}: the checkpoint has {theirs}")
+        if envs and saved.meta["backend"] != self.backend:
+            raise UsageError(f"environments of {self.backend} here, of {saved.meta['backend']} in the checkpoint")
         arrays, meta = saved
         for name, variable in self.variables().items():
             value = arrays.get(f"variable/{name}")
@@ -152,14 +167,18 @@ class Agent:
             variable.assign(value)
         self.update, self.env_steps, self.episodes = meta["update"], meta["env_steps"], meta["episodes"]
         self.best_return = -np.inf if meta["best_return"] is None else meta["best_return"]
+        self.evaluation = meta["evaluation"]
         self.returns.extend(arrays["window/returns"].tolist())
         self.lengths.extend(arrays["window/lengths"].tolist())
         if envs:
             self.collector.act_count, self.collector.invalid_rows = meta["act_count"], meta["invalid_rows"]
             self.collector.replay(meta["built_at"], arrays["collector/actions"])
+            if self.collector.obs.tobytes() != arrays["collector/obs"].tobytes():
+                metrics.warn("the environments did not repeat themselves: the run goes on, but not to the bit")
 
-    def export(self, export_dir: Path, evaluation: Evaluation | None) -> Path:
-        """Saves the policy as the next numbered SavedModel."""
+    def export(self, export_dir: Path) -> Path:
+        """Saves the policy as the next numbered SavedModel, with the evaluation of this update if there was one."""
+        known = self.evaluation is not None and self.evaluation["update"] == self.update
         metadata = {
             "env": self.config.env,
             **self.spaces,
@@ -168,7 +187,7 @@ class Agent:
             "seed": self.config.seed,
             "update": self.update,
             "env_steps": self.env_steps,
-            "evaluation": evaluation.summary() if evaluation else None,
+            "evaluation": self.evaluation if known else None,
             "versions": versions(),
         }
         scale = float(self.learner.reward_scaler.scale().numpy())
@@ -183,14 +202,16 @@ def make_envs(config: Config, num_envs: int, seed: int, training: bool = False) 
     )
 
 
-def load_agent(run_dir: Path, best: bool = False) -> Agent:
+def load_agent(run_dir: Path, best: bool = False, allow_env_module: bool = False) -> Agent:
     """The agent of a run's newest or best checkpoint, without training environments.
+
+    Whether an environment may import a module is never taken from the file.
 
     Raises:
       NoCheckpointError: there is no valid one.
     """
     saved = checkpoint.newest(Path(run_dir) / ("best" if best else "checkpoints"), metrics.warn)
-    agent = Agent(from_dict(saved.meta["config"]))
+    agent = Agent(from_dict(saved.meta["config"] | {"allow_env_module": allow_env_module}))
     agent.restore(saved, envs=False)
     return agent
 
@@ -206,15 +227,16 @@ def train(config: Config) -> Result:
     Raises:
       UsageError: nothing was written.
       NoCheckpointError: config.resume without a valid checkpoint.
-      TooManyInvalidRows: the environments keep giving NaN; a checkpoint was saved.
+      EnvironmentFailure: the environments raised or keep giving NaN; a checkpoint was saved.
     """
     if config.resume and not config.run_dir:
         raise UsageError("--resume needs --run_dir, the run to go on with")
-    agent = Agent(config)
-    saved = None
-    if config.resume:
-        saved = checkpoint.newest(Path(config.run_dir) / "checkpoints", metrics.warn)
     with contextlib.ExitStack() as stack:
+        stopping = stack.enter_context(_signals())
+        agent = Agent(config)
+        saved = None
+        if config.resume:
+            saved = checkpoint.newest(Path(config.run_dir) / "checkpoints", metrics.warn)
         directory = RunDirectory(config)
         stack.callback(directory.close)
         agent.start()
@@ -222,45 +244,50 @@ def train(config: Config) -> Result:
         if saved is not None:
             agent.restore(saved)
         directory.describe(config)
-        stopping = stack.enter_context(_signals())
         screen = metrics.Screen(config.total_steps, agent.env_steps)
         stack.callback(screen.close)
         places = [metrics.Csv(directory.path / "progress.csv", agent.update), screen]
         if config.tensorboard:
-            places.append(metrics.TensorBoard(directory.path / "tensorboard"))
+            with metrics.forgiving("TensorBoard"):
+                places.append(metrics.TensorBoard(directory.path / "tensorboard"))
+        stack.callback(gc.unfreeze)
         return _loop(agent, directory, metrics.Metering(*places), screen, stopping)
 
 
 def _loop(agent: Agent, directory: RunDirectory, metering, screen, stopping: threading.Event) -> Result:
     config = agent.config
     export_dir = Path(config.export_dir or directory.path / "saved_model")
-    screen.say(f"{config.env}, seed {config.seed}, in {directory.path}")
-    saver = _Saver(directory.checkpoints, config.keep_checkpoints)
+    rows = config.time_steps * config.num_envs
+    screen.say(f"{config.env}, seed {config.seed}, {rows} rows per update, in {directory.path}")
+    saver, start = _Saver(directory.checkpoints, config.keep_checkpoints), time.perf_counter()
     if agent.update == 0:
         saver.save(agent)
+    first = agent.update + 1
     while agent.env_steps < config.total_steps and not stopping.is_set():
         try:
             row = agent.step()
-        except Exception:
+        except EnvironmentFailure:
             saver.save(agent)
             raise
+        boundary = agent.update % config.checkpoint_every == 0
         if config.eval_every and agent.update % config.eval_every == 0:
             _evaluate_best(agent, directory, row)
-        if agent.update % config.checkpoint_every == 0:
-            agent.collector.rebuild(agent.update)
-        metering.write(row)
-        if agent.update % config.checkpoint_every == 0:
+        if boundary:
+            agent.rebuild_envs()
+        metering.write(row | {"time/elapsed_seconds": time.perf_counter() - start})
+        if boundary:
             saver.save(agent)
         if config.export_every and agent.update % config.export_every == 0:
-            agent.export(export_dir, None)
-        if agent.update == 1:
+            with metrics.forgiving("export"):
+                agent.export(export_dir)
+        if agent.update == first:
             gc.collect()
             gc.freeze()  # TensorFlow's graphs are many objects; walking them again and again costs a tenth of the time
-    saver.save(agent, last=True)
     if agent.env_steps < config.total_steps:
+        saver.save(agent, last=True)
         screen.say(f"stopped after {agent.env_steps:,} steps; go on with --resume --run_dir={directory.path}")
         return Result(directory.path, None, None, True)
-    return _finish(agent, directory, export_dir, screen)
+    return _finish(agent, directory, saver, export_dir, screen)
 
 
 def _evaluate_best(agent: Agent, directory: RunDirectory, row: metrics.Metrics) -> None:
@@ -268,19 +295,23 @@ def _evaluate_best(agent: Agent, directory: RunDirectory, row: metrics.Metrics) 
     summary = agent.evaluate(agent.config.eval_episodes).summary()
     row["eval/episode_return"], row["eval/episode_return_std"] = summary["return_mean"], summary["return_std"]
     if summary["return_mean"] > agent.best_return:
-        agent.best_return = summary["return_mean"]
-        _Saver(directory.best, 1).save(agent)
+        before, agent.best_return = agent.best_return, summary["return_mean"]
+        if not _Saver(directory.best, 1).save(agent):
+            agent.best_return = before
 
 
-def _finish(agent: Agent, directory: RunDirectory, export_dir: Path, screen) -> Result:
+def _finish(agent: Agent, directory: RunDirectory, saver: "_Saver", export_dir: Path, screen) -> Result:
+    """The evaluation, the last checkpoint and the SavedModel; a run that has them already gets no second SavedModel."""
     evaluation, exported = None, None
     if agent.config.final_eval_episodes:
         evaluation = agent.evaluate(agent.config.final_eval_episodes)
-        summary = evaluation.summary()
-        screen.evaluation(summary)
-        checkpoint.write_file(directory.path / "evaluation.json", metrics.to_json(summary))
+        screen.evaluation(evaluation.summary())
+        with metrics.forgiving("evaluation.json"):
+            checkpoint.write_file(directory.path / "evaluation.json", metrics.to_json(evaluation.summary()))
+    saver.save(agent, last=True)
     if agent.config.export:
-        exported = agent.export(export_dir, evaluation)
+        exported = saved_model.find(export_dir, {"update": agent.update, "flags": to_dict(agent.config)})
+        exported = exported or agent.export(export_dir)
         screen.say(f"SavedModel: {exported}")
     return Result(directory.path, evaluation, exported, False)
 
@@ -291,8 +322,8 @@ class _Saver:
     def __init__(self, directory: Path, keep: int):
         self._directory, self._keep = directory, keep
 
-    def save(self, agent: Agent, last: bool = False) -> None:
-        """Saves the agent.
+    def save(self, agent: Agent, last: bool = False) -> bool:
+        """Saves the agent, and says whether it could.
 
         Raises:
           OSError: the last checkpoint could not be saved.
@@ -303,6 +334,8 @@ class _Saver:
             if last:
                 raise
             metrics.warn(f"checkpoint not saved, training goes on: {error}")
+            return False
+        return True
 
 
 @contextlib.contextmanager
@@ -314,10 +347,10 @@ def _signals():
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def handle(number, frame):
-        del frame
+    def handle(*_):
         event.set()
-        signal.signal(number, signal.SIG_DFL)
+        for number in previous:
+            signal.signal(number, signal.SIG_DFL)
 
     for number in previous:
         signal.signal(number, handle)

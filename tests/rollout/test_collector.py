@@ -8,7 +8,7 @@ import tensorflow as tf
 from tests.rollout import counting
 from trpo_tf.config import Config
 from trpo_tf.policy.policy import Policy
-from trpo_tf.rollout.collector import Collector, TooManyInvalidRows
+from trpo_tf.rollout.collector import Collector, EnvironmentFailure
 from trpo_tf.rollout.envs import Envs
 
 
@@ -96,7 +96,7 @@ def test_rows_that_are_not_finite_are_masked_and_counted(case, monkeypatch):
 def test_too_many_invalid_rows_end_the_collection(monkeypatch):
     monkeypatch.setattr(counting.Faulty.__init__, "__defaults__", ({k: ("reward", np.nan) for k in range(99)}, None))
     _, source = collector("Faulty-v0", 1, 12, "gymnasium", limit=3)
-    with pytest.raises(TooManyInvalidRows, match="max_invalid_rows=3"):
+    with pytest.raises(EnvironmentFailure, match="max_invalid_rows=3"):
         source.collect()
 
 

@@ -9,10 +9,8 @@ from trpo_tf.config import UsageError
 from trpo_tf.rollout import envs as envs_module
 from trpo_tf.rollout.envs import Envs, derive_seed, resolve_backend
 
-BACKENDS = [
-    "gymnasium",
-    pytest.param("envpool", marks=pytest.mark.skipif(not envs_module.envpool, reason="no EnvPool")),
-]
+NEEDS_ENVPOOL = pytest.mark.skipif(not envs_module.envpool, reason="EnvPool is not installed")
+BACKENDS = ["gymnasium", pytest.param("envpool", marks=NEEDS_ENVPOOL)]
 
 
 def run(envs, steps, seed=0):
@@ -131,7 +129,9 @@ def test_every_episode_of_a_counting_environment_is_reconstructed():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_seeds_repeat_differ_between_environments_and_count_up(backend):
-    first = lambda seed, count: np.array(Envs("CartPole-v1", count, seed, backend).reset())
+    def first(seed, count):
+        return np.array(Envs("CartPole-v1", count, seed, backend).reset())
+
     a, b, c = first(5, 4), first(5, 4), first(6, 3)
     np.testing.assert_array_equal(a, b)
     assert len({row.tobytes() for row in a}) == 4
@@ -152,7 +152,7 @@ def test_derived_seeds_depend_on_every_part_and_leave_room_for_environments():
         ("Hopper-v9", "auto", "its newest version is Hopper-v5"),
         ("Nothing-at-all", "auto", "no such environment"),
         ("some.module:Thing-v0", "auto", "allow_env_module"),
-        pytest.param("Counting-v0", "envpool", "EnvPool does not have it", marks=BACKENDS[1].marks),
+        pytest.param("Counting-v0", "envpool", "EnvPool does not have it", marks=NEEDS_ENVPOOL),
         ("CartPool-v1", "gymnasium", "CartPole-v1"),
     ],
 )

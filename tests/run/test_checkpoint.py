@@ -35,10 +35,31 @@ def test_round_trip_is_exact(tmp_path):
 
 
 def test_newest_wins_and_older_ones_are_removed(tmp_path):
-    for update in (1, 2, 10, 9):
+    for update in (1, 2, 9, 10):
         checkpoint.save(tmp_path, some(update), keep=3)
     assert checkpoint.newest(tmp_path).meta["update"] == 10
     assert [path.name[-2:] for path in checkpoint.found(tmp_path)] == ["10", "09", "02"]
+
+
+def test_a_run_that_was_set_back_forgets_the_future_it_left(tmp_path):
+    for update in (1, 9, 10, 3):
+        checkpoint.save(tmp_path, some(update), keep=3)
+    assert [path.name[-2:] for path in checkpoint.found(tmp_path)] == ["03", "01"]
+
+
+def test_leftovers_of_a_killed_save_are_removed(tmp_path):
+    (tmp_path / ".update_000000001.tmp").mkdir(parents=True)
+    checkpoint.save(tmp_path, some(1), keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["update_000000001"]
+
+
+def test_another_format_is_refused_not_passed_over(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, some(1), keep=2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    checkpoint.save(tmp_path, some(2), keep=2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 1)
+    with pytest.raises(checkpoint.FormatError, match="format 2, this version reads 1"):
+        checkpoint.newest(tmp_path)
 
 
 def damage(path, kind):

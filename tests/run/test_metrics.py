@@ -44,6 +44,28 @@ def test_a_torn_row_within_the_kept_ones_is_dropped_too(tmp_path):
     assert [r["update"] for r in read_csv(path)] == ["1", "2"]
 
 
+def test_a_file_with_only_a_header_or_a_torn_one_starts_afresh(tmp_path):
+    path = tmp_path / "progress.csv"
+    for content in ("update,env_steps\n", "update,env_st", ""):
+        path.write_text(content)
+        Csv(path, 5).write(row(1))
+        assert [r["update"] for r in read_csv(path)] == ["1"], content
+        assert path.read_text().count("update") == 1
+
+
+def test_rows_that_a_full_disk_refused_are_written_later(tmp_path):
+    path = tmp_path / "progress.csv"
+    place = Csv(path, 0)
+    place.write(row(1))
+    path.rename(tmp_path / "aside")
+    path.mkdir()
+    Metering(place).write(row(2))
+    path.rmdir()
+    (tmp_path / "aside").rename(path)
+    place.write(row(3))
+    assert [r["update"] for r in read_csv(path)] == ["1", "2", "3"]
+
+
 def test_a_place_that_fails_is_named_once_and_the_others_go_on(capsys):
     class Broken:
         def write(self, metrics):
@@ -57,7 +79,7 @@ def test_a_place_that_fails_is_named_once_and_the_others_go_on(capsys):
     metering.write(row(1))
     metering.write(row(2))
     assert len(good) == 2
-    assert capsys.readouterr().err.count("Broken stopped, training goes on") == 1
+    assert capsys.readouterr().err.count("Broken failed, training goes on") == 1
 
 
 def test_warnings_escape_control_characters(capsys):

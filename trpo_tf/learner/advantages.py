@@ -95,6 +95,10 @@ class RewardScaler(tf.Module):
         self.moments.merge(tf.reshape(totals, [-1]), tf.reshape(mask, [-1]))
         return tf.clip_by_value(reward / self.scale(), -_CLIP, _CLIP)
 
+    def reset(self) -> None:
+        """Forgets the returns under way: every environment starts a new episode."""
+        self.running.assign(tf.zeros_like(self.running))
+
     def scale(self) -> tf.Tensor:
         """What rewards are divided by, float32."""
         if not self.enabled:

@@ -5,6 +5,7 @@ A family is called with parameters [N, K] and returns a TFP distribution over st
   action_shape    of one stored action; action_dtype likewise
   head(...)       the Keras layer that ends the policy network
   fisher_product  F(params) @ tangent, row by row, F the Fisher information of the family in its own parameters
+  bound           from any numbers to stored actions, and which rows were some already
   to_env          from stored actions to what the environment's step takes
   describe        the parameters by name, for the `distribution` signature
 """
@@ -84,6 +85,11 @@ class DiagonalGaussian:
         mapped = tf.where(self._rescaled, low + (action + 1.0) * 0.5 * (high - low), action)
         return tf.reshape(tf.clip_by_value(mapped, self._low, self._high), [-1, *self._env_shape])
 
+    def bound(self, action: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Stored actions [N, A] made finite, at most 1e6 in size, and which rows [N] were."""
+        known = tf.where(tf.math.is_nan(action), tf.zeros_like(action), tf.clip_by_value(action, -1e6, 1e6))
+        return known, tf.reduce_all(known == action, -1)
+
     def describe(self, params: tf.Tensor) -> dict[str, tf.Tensor]:
         """mean and std, [N, A]."""
         mean, log_std = tf.split(params, 2, axis=-1)
@@ -123,6 +129,11 @@ class Categorical:
     def to_env(self, action: tf.Tensor) -> tf.Tensor:
         """[N] -> [N] int64, `start` added."""
         return tf.cast(action, tf.int64) + self._start
+
+    def bound(self, action: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Stored actions [N] put into 0..K-1, and which rows [N] were there."""
+        known = tf.clip_by_value(action, 0, self.size - 1)
+        return known, known == action
 
     def describe(self, params: tf.Tensor) -> dict[str, tf.Tensor]:
         """logits and probs, [N, K]."""

@@ -17,7 +17,7 @@ class BoxEncoder:
         self.normalized = True
 
     def __call__(self, obs: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(tf.cast(obs, tf.float32), [-1, self.size])
+        return tf.reshape(tf.cast(obs, tf.float32), [tf.shape(obs)[0], self.size])
 
     def valid(self, obs: tf.Tensor) -> tf.Tensor:
         """Which observations [N, ...] are all finite, [N] bool."""

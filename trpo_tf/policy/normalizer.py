@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 _CLIP = 10.0  # of normalised features (Engstrom et al. 2020)
-_BOUND = 1e6  # of raw features, so that no request can overflow a network
+_BOUND = 1e6  # of features that are not standardised, so that no request can overflow a network
 
 
 class RunningMoments(tf.Module):
@@ -59,15 +59,12 @@ class Normalizer(tf.Module):
 
     def __call__(self, features: tf.Tensor) -> tf.Tensor:
         """[N, D] float32 -> [N, D] float32, finite."""
-        bounded = tf.clip_by_value(features, -_BOUND, _BOUND)
-        bounded = tf.where(tf.math.is_nan(bounded), self._center(), bounded)
+        mean = tf.cast(self.moments.mean, features.dtype)
+        known = tf.where(tf.math.is_nan(features), mean, features)
         if not self.enabled:
-            return bounded
+            return tf.clip_by_value(known, -_BOUND, _BOUND)
         scale = tf.cast(tf.math.rsqrt(self.moments.variance() + 1e-8), features.dtype)
-        return tf.clip_by_value((bounded - self._center()) * scale, -_CLIP, _CLIP)
-
-    def _center(self) -> tf.Tensor:
-        return tf.cast(self.moments.mean, tf.float32)
+        return tf.clip_by_value((known - mean) * scale, -_CLIP, _CLIP)
 
     def commit(self, features: tf.Tensor, mask: tf.Tensor) -> None:
         """Merges the raw features [N, D] of the rows whose mask [N] is 1."""

@@ -5,13 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from trpo_tf.config import UsageError
 from trpo_tf.policy.policy import Policy
 from trpo_tf.rollout.envs import Envs, Episodes
 from trpo_tf.types import Trajectory
 
 
-class TooManyInvalidRows(RuntimeError):
-    """The environments gave more NaN or infinite rows than allowed."""
+class EnvironmentFailure(RuntimeError):
+    """The environments raised, or gave more NaN or infinite rows than allowed; the collector is as before the call."""
 
 
 class Collector:
@@ -26,7 +27,7 @@ class Collector:
       policy: acts; its normaliser is only read.
       time_steps: T.
       seed: key of the action draws.
-      max_invalid_rows: rows with NaN or infinity to mask before TooManyInvalidRows is raised.
+      max_invalid_rows: rows with NaN or infinity to mask before EnvironmentFailure is raised.
     """
 
     def __init__(
@@ -40,7 +41,8 @@ class Collector:
         self.act_count = 0
         self.invalid_rows = 0
         self.built_at = 0
-        self._actions: list[np.ndarray] = []
+        self.obs: np.ndarray | None = None  # [B, ...], what the policy sees next
+        self._actions: list[list[np.ndarray]] = []
         self._envs = None
         self.rebuild(0)
         # The concrete function skips tf.function's dispatch, which costs as much as the network.
@@ -55,7 +57,7 @@ class Collector:
         self._envs = self._make_envs(update)
         self.built_at = update
         self._actions = []
-        self._obs = self._clean(self._envs.reset())[0]
+        self.obs, self._bad = self._clean(self._envs.reset())
 
     def recorded_actions(self) -> np.ndarray:
         """What the environments were stepped with since they were built, [K, B, ...]."""
@@ -67,7 +69,7 @@ class Collector:
         """Rebuilds the environments as at `update` and steps them with recorded actions [K, B, ...]."""
         self.rebuild(update)
         for action in actions:
-            self._obs = self._clean(self._envs.step(action).obs)[0]
+            self.obs, self._bad = self._clean(self._envs.step(action).obs)
         self._envs.pop_episodes()
         if len(actions):
             self._actions = [list(actions)]
@@ -76,8 +78,22 @@ class Collector:
         """One trajectory [T, B, ...] and the whole episodes that ended in it.
 
         Raises:
-          TooManyInvalidRows: the environments keep giving NaN or infinity.
+          EnvironmentFailure: an environment raised, or they keep giving NaN or infinity.
         """
+        try:
+            trajectory, bad_obs, recorded = self._step_through()
+        except (ArithmeticError, AssertionError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise EnvironmentFailure(f"environment failed: {type(error).__name__}: {error}") from error
+        trajectory = self._mask_invalid(trajectory, bad_obs)
+        self.act_count += self._time
+        self._actions.append(recorded)
+        self.obs, self._bad = trajectory.obs[-1].copy(), bad_obs[-1]
+        return trajectory, self._envs.pop_episodes()
+
+    def _step_through(self) -> tuple[Trajectory, np.ndarray, list[np.ndarray]]:
+        """T steps: the trajectory, which observations [T+1, B] were not finite, and the environments' actions."""
         family, encoder, shape = self._policy.family, self._policy.encoder, (self._time, self._envs.num_envs)
         obs = np.empty((shape[0] + 1, shape[1], *encoder.shape), encoder.dtype)
         action = np.empty((*shape, *family.action_shape), family.action_dtype)
@@ -85,21 +101,17 @@ class Collector:
         terminated, truncated = (np.empty(shape, bool) for _ in range(2))
         bad_obs = np.zeros((shape[0] + 1, shape[1]), bool)
         recorded = []
-        obs[0] = self._obs
+        obs[0], bad_obs[0] = self.obs, self._bad
         for t in range(self._time):
-            seed = np.array([self._seed, self.act_count], np.int32)
+            seed = np.array([self._seed, self.act_count + t], np.int32)
             drawn, drawn_logp, env_action = self._act(tf.constant(obs[t]), tf.constant(seed))
-            self.act_count += 1
             action[t], logp[t] = drawn, drawn_logp
             env_action = env_action.numpy()
             recorded.append(env_action)
             rows = self._envs.step(env_action)
             obs[t + 1], bad_obs[t + 1] = self._clean(rows.obs)
             reward[t], terminated[t], truncated[t], mask[t] = rows[1:]
-        self._obs = obs[-1].copy()
-        self._actions.append(recorded)
-        trajectory = Trajectory(obs, action, logp, reward, terminated, truncated, mask)
-        return self._mask_invalid(trajectory, bad_obs), self._envs.pop_episodes()
+        return Trajectory(obs, action, logp, reward, terminated, truncated, mask), bad_obs, recorded
 
     def _clean(self, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Observations as stored, non-finite numbers replaced by 0, and which rows [B] had some."""
@@ -115,12 +127,13 @@ class Collector:
         bad = (bad_obs[:-1] | bad_obs[1:] | ~finite) & (trajectory.mask > 0)
         if not bad.any():
             return trajectory
-        self.invalid_rows += int(bad.sum())
-        if self.invalid_rows > self._max_invalid_rows:
-            raise TooManyInvalidRows(
-                f"{self.invalid_rows} rows with NaN or infinity from the environments, more than --max_invalid_rows="
+        total = self.invalid_rows + int(bad.sum())
+        if total > self._max_invalid_rows:
+            raise EnvironmentFailure(
+                f"{total} rows with NaN or infinity from the environments, more than --max_invalid_rows="
                 f"{self._max_invalid_rows}"
             )
+        self.invalid_rows = total
         return trajectory._replace(
             mask=np.where(bad, 0, trajectory.mask).astype(np.float32),
             reward=np.where(bad, 0, trajectory.reward).astype(np.float32),

@@ -5,6 +5,7 @@ NEXT_STEP autoreset: the step after an episode's end ignores its action and retu
 
 import difflib
 import re
+import warnings
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -51,6 +52,8 @@ class _EnvPool:
         return self._pool.reset()[0]
 
     def reset_at(self, ids: np.ndarray) -> np.ndarray:
+        if self._ended is not None:
+            self._ended[ids] = False
         return self._pool.reset(ids)[0]
 
     def step(self, action: np.ndarray):
@@ -72,7 +75,7 @@ class _Gymnasium:
 
     def __init__(self, env_id: str, num_envs: int, seed: int, render_mode: str | None, video_dir: str):
         def make():
-            env = gym.make(env_id, render_mode=render_mode)
+            env = gym.make(env_id, **({"render_mode": render_mode} if render_mode else {}))
             if video_dir:
                 env = gym.wrappers.RecordVideo(env, video_dir, episode_trigger=lambda episode: True)
             return env
@@ -140,10 +143,13 @@ class Envs:
         video_dir: str = "",
     ):
         try:
-            if resolve_backend(env_id, backend, allow_module) == "envpool":
-                self._backend = _EnvPool(env_id, num_envs, seed, threads)
-            else:
-                self._backend = _Gymnasium(env_id, num_envs, seed, render_mode, video_dir)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*precision lowered.*")
+                self.backend = resolve_backend(env_id, backend, allow_module)
+                if self.backend == "envpool":
+                    self._backend = _EnvPool(env_id, num_envs, seed, threads)
+                else:
+                    self._backend = _Gymnasium(env_id, num_envs, seed, render_mode, video_dir)
         except (gym.error.Error, ImportError) as error:
             raise UsageError(f"--env={env_id}: {_first_line(error)}") from error
         self.num_envs = num_envs
@@ -163,6 +169,16 @@ class Envs:
         """Starts every environment; once, before the first step. Returns obs [B, ...]."""
         return self._backend.reset()
 
+    def try_out(self) -> None:
+        """One reset and one random step, so that an environment that cannot work fails before anything is built on it.
+
+        Raises:
+          UsageError: its step is of an older API.
+        """
+        self.action_space.seed(0)
+        self.reset()
+        self.step(np.stack([self.action_space.sample()] * self.num_envs))
+
     def step(self, action: np.ndarray) -> Rows:
         """Steps all environments with actions [B, ...] as the environment takes them."""
         valid = ~self._ended
@@ -175,7 +191,7 @@ class Envs:
         terminated = terminated & valid
         truncated = truncated & valid & ~terminated
         self._length += valid
-        self._return += reward
+        self._return += np.nan_to_num(reward, posinf=0.0, neginf=0.0)
         ended = terminated | truncated
         self._cut = valid & ~ended & (self._length >= self._cut_at)
         self._finish(np.flatnonzero(ended), np.flatnonzero(ended | self._cut))

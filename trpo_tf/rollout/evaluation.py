@@ -7,6 +7,7 @@ import numpy as np
 from trpo_tf.rollout.envs import Envs
 
 _MOST_ENVS = 64
+_LONGEST = 30_000  # steps; an episode without a time limit must end some day
 
 
 class Evaluation(NamedTuple):
@@ -27,7 +28,8 @@ class Evaluation(NamedTuple):
 def evaluate(act, envs: Envs, episodes: int, progress=lambda done: None) -> Evaluation:
     """Runs episodes with a policy that does not learn.
 
-    Every environment runs a fixed number of episodes, so that short ones are not counted more often.
+    Every environment runs a fixed number of episodes, so that short ones are not counted more often. An episode of
+    30,000 steps is counted as it stands; one that goes on for ever would never be.
 
     Args:
       act: from obs [B, ...] to actions [B, ...] as the environment takes them.
@@ -45,7 +47,7 @@ def evaluate(act, envs: Envs, episodes: int, progress=lambda done: None) -> Eval
         obs = rows.obs
         total += rows.reward
         length += rows.mask > 0
-        for b in np.flatnonzero(rows.terminated | rows.truncated):
+        for b in np.flatnonzero(rows.terminated | rows.truncated | (length >= _LONGEST)):
             if len(returns[b]) < quota[b]:
                 returns[b].append(total[b])
                 lengths[b].append(length[b])

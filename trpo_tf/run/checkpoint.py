@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.numpy
 
+from trpo_tf.config import UsageError
+
 FORMAT = 1
 _ARRAYS, _MANIFEST = "state.safetensors", "manifest.json"
 
@@ -20,6 +22,10 @@ class Checkpoint(NamedTuple):
 
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]
+
+
+class FormatError(UsageError):
+    """A checkpoint that another version of trpo_tf wrote; the message names both formats."""
 
 
 class DamagedError(Exception):
@@ -48,14 +54,16 @@ def sync_directory(path: Path) -> None:
 
 
 def save(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes directory/update_<number> all at once and removes older ones beyond `keep`.
+    """Writes directory/update_<number> all at once; removes older ones beyond `keep`, and all later ones.
 
     Raises:
       OSError: the disk is full, read-only or gone; earlier checkpoints are as they were.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"update_{checkpoint.meta['update']:09d}"
-    temporary = directory / f".{path.name}.{os.getpid()}.tmp"
+    temporary, replaced = directory / f".{path.name}.tmp", directory / f".{path.name}.old"
+    for leftover in directory.glob(".update_*"):  # of a save that was killed; the run's lock keeps others away
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         temporary.mkdir()
         data = safetensors.numpy.save({name: np.asarray(a, order="C") for name, a in checkpoint.arrays.items()})
@@ -68,13 +76,16 @@ def save(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
         write_file(temporary / _ARRAYS, data)
         write_file(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
         sync_directory(temporary)
-        if path.exists():  # a damaged one, or one from before the run was set back
-            shutil.rmtree(path)
+        if path.exists():  # a damaged one, or one of a resumed run that came here again
+            path.rename(replaced)
         temporary.rename(path)
         sync_directory(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in found(directory)[keep:]:
+        shutil.rmtree(replaced, ignore_errors=True)
+    others = found(directory)
+    later = others[: others.index(path)]  # from before the run was set back: another future than this one
+    for old in [*later, *others[len(later) + keep :]]:
         shutil.rmtree(old, ignore_errors=True)
     return path
 
@@ -95,12 +106,14 @@ def load(path: Path) -> Checkpoint:
         if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
             raise DamagedError(f"{path / _MANIFEST}: checksum does not match")
         if manifest["format"] != FORMAT:
-            raise DamagedError(f"{path / _MANIFEST}: format {manifest['format']}, this version reads {FORMAT}")
+            raise FormatError(f"{path / _MANIFEST}: format {manifest['format']}, this version reads {FORMAT}")
         entry = manifest["files"][_ARRAYS]
         data = _read(path / _ARRAYS, entry["bytes"])
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise DamagedError(f"{path / _ARRAYS}: checksum does not match")
         return Checkpoint(safetensors.numpy.load(data), manifest["meta"])
+    except FormatError:
+        raise
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise DamagedError(f"{path}: {type(error).__name__}: {error}") from error
 
@@ -110,6 +123,7 @@ def newest(directory: Path, warn=lambda message: None) -> Checkpoint:
 
     Raises:
       NoCheckpointError: there is none.
+      FormatError: the newest intact one is of another format.
     """
     for path in found(directory):
         try:

@@ -1,5 +1,6 @@
 """Where metrics go: progress.csv, TensorBoard and the screen. None of them ever stops a run."""
 
+import contextlib
 import csv
 import io
 import json
@@ -41,7 +42,7 @@ def to_json(values) -> bytes:
 
 
 class Csv:
-    """progress.csv: one row per update, each exactly once, also over interruptions.
+    """progress.csv: one row per update, each exactly once, also over interruptions and a disk that was full.
 
     Args:
       path: of the file.
@@ -50,26 +51,36 @@ class Csv:
 
     def __init__(self, path: Path, update: int):
         self._path = path
+        self._waiting: list[Metrics] = []
         rows = read_csv(path) if path.exists() else []
-        self._columns = list(rows[0]) if rows else []
         kept = [row for row in rows if row["update"].isdigit() and int(row["update"]) <= update]
-        if self._columns:  # also rids the file of a last line that was cut off
+        self._columns = list(kept[0]) if kept else []
+        if path.exists():  # also rids the file of a line that was cut off
             temporary = path.with_name(f".{path.name}.tmp")
             with open(temporary, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self._columns)
-                writer.writeheader()
-                writer.writerows(kept)
+                if kept:
+                    writer = csv.DictWriter(file, self._columns)
+                    writer.writeheader()
+                    writer.writerows(kept)
             temporary.replace(path)
 
     def write(self, metrics: Metrics) -> None:
-        """Adds a row; the first one sets the columns."""
-        first = not self._columns
-        self._columns = self._columns or list(metrics)
-        with open(self._path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns, extrasaction="ignore", restval="")
-            if first:
-                writer.writeheader()
-            writer.writerow(metrics)
+        """Adds a row; the first one sets the columns. Rows that the disk refuses are kept for the next call."""
+        self._waiting.append(metrics)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns or list(metrics), extrasaction="ignore", restval="")
+        if not self._columns:
+            writer.writeheader()
+        writer.writerows(self._waiting)
+        with open(self._path, "ab") as file:
+            end = file.tell()
+            try:
+                file.write(text.getvalue().encode())
+                file.flush()
+            except OSError:
+                file.truncate(end)
+                raise
+        self._columns, self._waiting = list(writer.fieldnames), []
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -90,7 +101,7 @@ class TensorBoard:
         """Adds the numbers among the metrics."""
         with self._writer.as_default(step=int(metrics["env_steps"])):
             for name, value in metrics.items():
-                if isinstance(value, float):
+                if isinstance(value, (int, float)):
                     tf.summary.scalar(name, value)
         self._writer.flush()
 
@@ -131,7 +142,8 @@ class Screen:
 
     def say(self, message: str) -> None:
         """A line of its own, above the table."""
-        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+        with forgiving("screen"):
+            self._console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def write(self, metrics: Metrics) -> None:
         """Shows an update."""
@@ -153,7 +165,8 @@ class Screen:
 
     def evaluation(self, summary: Metrics) -> None:
         """The table of an evaluation's summary."""
-        self._console.print(evaluation_table(summary))
+        with forgiving("screen"):
+            self._console.print(evaluation_table(summary))
 
     def close(self) -> None:
         """Leaves the last view standing."""
@@ -174,16 +187,26 @@ def evaluation_table(summary: Metrics, kind: str = "deterministic") -> rich.tabl
 
 
 class Metering:
-    """All the places at once; one that fails is named once and left out from then on."""
+    """All the places at once; one that fails is named once and does not keep the others from writing."""
 
     def __init__(self, *places):
-        self._places = list(places)
+        self._places = places
+        self._named: set[str] = set()
 
     def write(self, metrics: Metrics) -> None:
         """Hands an update's metrics to every place."""
-        for place in list(self._places):
-            try:
+        for place in self._places:
+            with forgiving(type(place).__name__, self._named):
                 place.write(metrics)
-            except (OSError, tf.errors.OpError) as error:
-                self._places.remove(place)
-                warn(f"{type(place).__name__} stopped, training goes on: {str(error).splitlines()[0]}")
+
+
+@contextlib.contextmanager
+def forgiving(what: str, named: set[str] | None = None):
+    """Turns an output that fails, a full disk say, into a warning; with `named`, into one warning per name."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        if named is None or what not in named:
+            warn(f"{what} failed, training goes on: {str(error).splitlines()[0]}")
+        if named is not None:
+            named.add(what)

@@ -65,11 +65,12 @@ def signatures(policy: Policy, served: _Served, reward_scale: float) -> dict[str
     def evaluate(observation, raw_action):
         params, value, valid = outputs(observation)
         distribution = family(params)
+        known, usable = family.bound(raw_action)
         return {
-            "log_prob": distribution.log_prob(raw_action),
+            "log_prob": distribution.log_prob(known),
             "entropy": distribution.entropy(),
             "value": value,
-            "valid": valid,
+            "valid": valid & usable,
         }
 
     def distribution(observation):
@@ -129,6 +130,16 @@ def versions(export_dir: Path) -> list[int]:
     return [int(path.name) for path in export_dir.iterdir() if path.name.isdigit()]
 
 
+def find(export_dir: Path, metadata: dict[str, Any]) -> Path | None:
+    """The newest version, if its metadata holds these values."""
+    numbers = versions(export_dir) if export_dir.is_dir() else []
+    path = export_dir / str(max(numbers, default=0)) / _METADATA
+    if not path.is_file():
+        return None
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    return path.parents[1] if all(theirs.get(name) == value for name, value in metadata.items()) else None
+
+
 def _describe(function) -> dict[str, dict[str, Any]]:
     """Names, types and shapes of a signature; -1 is the batch."""
 
@@ -172,7 +183,7 @@ class LoadedPolicy:
 
     def sample(self, obs, seed) -> np.ndarray:
         """A drawn action, as the environment's step takes it. obs: [...] or [N, ...]; seed: [2] or [N, 2] int."""
-        return self._answer("sample", obs, seed=np.asarray(seed, np.int32))["action"]
+        return self._answer("sample", obs, seed=seed)["action"]
 
     def predict(self, obs, signature: str = "serving_default", **inputs) -> dict[str, np.ndarray]:
         """All outputs of a signature. obs: [...] or [N, ...]; the other inputs likewise."""
@@ -181,7 +192,9 @@ class LoadedPolicy:
     def _answer(self, signature: str, obs, **inputs) -> dict[str, np.ndarray]:
         obs = np.asarray(obs, self._dtype)
         single = obs.ndim == self._rank - 1
-        given = {"observation": obs} | {name: np.asarray(value) for name, value in inputs.items()}
+        specs = self._model.signatures[signature].structured_input_signature[1]
+        inputs = {name: np.asarray(value, specs[name].dtype.as_numpy_dtype) for name, value in inputs.items()}
+        given = {"observation": obs} | inputs
         if single:
             given = {name: value[None] for name, value in given.items()}
         outputs = self._model.signatures[signature](**{name: tf.constant(value) for name, value in given.items()})

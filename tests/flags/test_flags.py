@@ -1,0 +1,50 @@
+"""Every recipe: read as the command reads it, trains two updates, and says where its numbers come from."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trpo_tf
+from trpo_tf.config import Config
+
+RECIPES = sorted((Path(__file__).parents[2] / "flags").glob("*.flags"))
+ENVS = {"classic_control": "CartPole-v1", "pendulum": "Pendulum-v1", "swimmer": "Swimmer-v5"}
+
+
+def config(recipe, **changes):
+    """The configuration that the flagfile makes, read in a process of its own."""
+    code = (
+        "import json, sys; from trpo_tf import cli; from trpo_tf.config import Config\n"
+        "given = cli.parse(Config, sys.argv); given.pop('help'); print(json.dumps(given))"
+    )
+    import json
+
+    out = subprocess.run(
+        [sys.executable, "-c", code, f"--flagfile={recipe}"], capture_output=True, text=True, check=True
+    )
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(out.stdout.splitlines()[-1]).items()}
+    return Config(**({"env": ENVS.get(recipe.stem, "Hopper-v5")} | given | changes))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_trains_two_updates(recipe, tmp_path):
+    made = config(recipe, total_steps=1, run_dir=str(tmp_path / "run"), final_eval_episodes=0)
+    two = made.num_envs * made.time_steps + 1
+    result = trpo_tf.train(config(recipe, total_steps=two, run_dir=str(tmp_path / "run"), final_eval_episodes=0))
+    rows = (result.run_dir / "progress.csv").read_text().splitlines()[1:]
+    assert len(rows) == 2
+    assert all(",accepted," in row for row in rows)
+    assert (result.saved_model / "saved_model.pb").is_file()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_names_its_source_and_the_return_to_expect(recipe):
+    text = recipe.read_text()
+    assert "Source:" in text
+    assert "Expect:" in text
+
+
+def test_all_recipes_are_here():
+    assert {path.stem for path in RECIPES} >= {"mujoco", "classic_control", "swimmer"}
