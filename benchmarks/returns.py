@@ -27,10 +27,10 @@ TABLE = {
     "CartPole-v1": ("classic_control", 100_000, 500),
     "Acrobot-v1": ("classic_control", 200_000, -90),
     "Pendulum-v1": ("pendulum", 200_000, -250),
-    "InvertedPendulum-v5": ("mujoco", 1_000_000, 1000),
-    "InvertedDoublePendulum-v5": ("mujoco", 1_000_000, 8500),
+    "InvertedPendulum-v5": ("inverted_pendulum", 1_000_000, 1000),
+    "InvertedDoublePendulum-v5": ("inverted_pendulum", 1_000_000, 8500),
     "Hopper-v5": ("mujoco", 1_000_000, 3200),
-    "HalfCheetah-v5": ("mujoco", 1_000_000, 5000),
+    "HalfCheetah-v5": ("halfcheetah", 1_000_000, 5000),
     "Walker2d-v5": ("mujoco", 1_000_000, 4000),
     "Swimmer-v5": ("swimmer", 1_000_000, 340),
     "Ant-v5": ("mujoco", 1_000_000, 1500),
@@ -64,7 +64,8 @@ def train(env: str, seed: int, work_dir: Path) -> dict:
     thin(rows, RESULTS / f"{env}-s{seed}.csv")
     evaluation = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))
     best = max((float(row["eval/episode_return"]) for row in rows if row["eval/episode_return"]), default=None)
-    seconds = sum(float(row["time/collect_seconds"]) + float(row["time/update_seconds"]) for row in rows[1:])
+    # Wall clock from the end of the first update on: evaluations, checkpoints and logging included, compilation not.
+    seconds = float(rows[-1]["time/elapsed_seconds"]) - float(rows[0]["time/elapsed_seconds"])
     speed = (int(rows[-1]["env_steps"]) - int(rows[0]["env_steps"])) / seconds
     record = {"env": env, "seed": seed, "recipe": recipe, "env_steps": int(rows[-1]["env_steps"])}
     return record | {"final": evaluation, "best_periodic_return": best, "env_steps_per_second": speed}

@@ -59,7 +59,7 @@ def test_a_run_leaves_what_it_promises(undisturbed):
     assert policy.action(np.zeros(4)) in (0, 1)
     assert policy.metadata["flags"]["env"] == "CartPole-v1"
     saved = json.loads((undisturbed / "evaluation.json").read_text())
-    assert policy.metadata["evaluation"] == saved
+    assert policy.metadata["evaluation"] == saved | {"update": 8}
     evaluation = trpo_tf.evaluate(saved_model=str(undisturbed / "saved_model"), episodes=3)
     assert len(evaluation.returns) == 3
     assert (evaluation.returns == evaluation.lengths).all()
@@ -132,22 +132,78 @@ trpo_tf.train(trpo_tf.Config(**{TINY!r}, total_steps=480, run_dir="run"))
 
 def test_sigterm_exits_42_and_a_second_signal_leaves_at_once(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    line = [sys.executable, "-m", "trpo_tf.train", "--env=Pendulum-v1", "--total_steps=100000000", "--run_dir=run"]
+    line = [sys.executable, "-m", "trpo_tf.train", "--env=Pendulum-v1", "--total_steps=100000000"]
 
-    def start():
-        process = subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    def start(name, *flags):
+        command = [*line, f"--run_dir={name}", *flags]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 120
-        progress = tmp_path / "run" / "progress.csv"
+        progress = tmp_path / name / "progress.csv"
         while time.monotonic() < deadline and not (progress.exists() and len(read_csv(progress)) > 1):
             time.sleep(0.1)
         return process
 
-    process = start()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 42
-    assert "go on with --resume --run_dir=run" in process.stdout.read()
-    rows = read_csv(tmp_path / "run" / "progress.csv")
-    assert checkpoint.newest(tmp_path / "run" / "checkpoints").meta["update"] == int(rows[-1]["update"])
+    process = start("saved")
+    try:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 42
+        assert "go on with --resume --run_dir=saved" in process.stdout.read()
+        rows = read_csv(tmp_path / "saved" / "progress.csv")
+        assert checkpoint.newest(tmp_path / "saved" / "checkpoints").meta["update"] == int(rows[-1]["update"])
+    finally:
+        process.kill()
+    process = start(
+        "left", "--steps_per_update=60000"
+    )  # seconds per update, so that the second signal comes within one
+    try:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == -signal.SIGTERM
+    finally:
+        process.kill()
+
+
+def test_a_finished_run_resumed_stays_as_it_is(undisturbed):
+    before = state(undisturbed)
+    trpo_tf.train(trpo_tf.Config(**TINY, total_steps=480, run_dir=str(undisturbed), resume=True))
+    assert state(undisturbed) == before
+    assert [path.name for path in (undisturbed / "saved_model").iterdir()] == ["1"]
+
+
+def test_an_environment_that_fails_ends_the_run_with_a_checkpoint_of_a_whole_update(tmp_path, tiny, monkeypatch):
+    from trpo_tf.rollout.collector import EnvironmentFailure
+    from trpo_tf.rollout.envs import Envs
+
+    real, calls = Envs.step, [0]
+
+    def failing(envs, action):
+        calls[0] += 1
+        if calls[0] == 1 + 16 * 2 + 5:  # in the third update; one step tries the environment out
+            raise ValueError("broken sensor")
+        return real(envs, action)
+
+    monkeypatch.setattr(Envs, "step", failing)
+    with pytest.raises(EnvironmentFailure, match="ValueError: broken sensor"):
+        trpo_tf.train(tiny(total_steps=480, run_dir=str(tmp_path / "run"), checkpoint_every=100))
+    monkeypatch.setattr(Envs, "step", real)
+    saved = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    assert saved.meta["update"] == 2
+    assert saved.meta["act_count"] == 32
+    assert len(saved.arrays["collector/actions"]) == 32
+    result = trpo_tf.train(tiny(total_steps=480, run_dir=str(tmp_path / "run"), checkpoint_every=100, resume=True))
+    trpo_tf.train(tiny(total_steps=480, run_dir=str(tmp_path / "whole"), checkpoint_every=100))
+    assert_same(result.run_dir, tmp_path / "whole")
+
+
+def test_an_exported_version_on_the_way_and_an_environment_of_the_old_api(tmp_path, tiny):
+    from tests.rollout import counting  # noqa: F401, registers its environments
+
+    with pytest.raises(UsageError, match="older API"):
+        trpo_tf.train(tiny(env="Old-v0", run_dir=str(tmp_path / "old")))
+    assert not (tmp_path / "old").exists()
+    trpo_tf.train(tiny(total_steps=240, export_every=2, run_dir=str(tmp_path / "run")))
+    assert sorted(path.name for path in (tmp_path / "run" / "saved_model").iterdir()) == ["1", "2"]
 
 
 def test_resuming_refuses_another_configuration_and_nothing_to_resume(undisturbed, tmp_path, tiny):

@@ -116,6 +116,10 @@ class Agent:
         self.evaluation = {"update": self.update} | result.summary()
         return result
 
+    def flags(self) -> dict:
+        """The configuration, the same for a run and its resumption."""
+        return to_dict(self.config) | {"resume": False}
+
     def variables(self) -> dict[str, tf.Variable]:
         """Every variable of policy and learner, by name."""
         keras = self.policy.network.model.variables + self.policy.value_network.model.variables
@@ -183,7 +187,7 @@ class Agent:
             "env": self.config.env,
             **self.spaces,
             "algorithm": "TRPO",
-            "flags": to_dict(self.config),
+            "flags": self.flags(),
             "seed": self.config.seed,
             "update": self.update,
             "env_steps": self.env_steps,
@@ -310,7 +314,7 @@ def _finish(agent: Agent, directory: RunDirectory, saver: "_Saver", export_dir: 
             checkpoint.write_file(directory.path / "evaluation.json", metrics.to_json(evaluation.summary()))
     saver.save(agent, last=True)
     if agent.config.export:
-        exported = saved_model.find(export_dir, {"update": agent.update, "flags": to_dict(agent.config)})
+        exported = saved_model.find(export_dir, {"update": agent.update, "flags": agent.flags()})
         exported = exported or agent.export(export_dir)
         screen.say(f"SavedModel: {exported}")
     return Result(directory.path, evaluation, exported, False)

@@ -1,5 +1,6 @@
 """Every recipe: read as the command reads it, trains two updates, and says where its numbers come from."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,12 @@ import trpo_tf
 from trpo_tf.config import Config
 
 RECIPES = sorted((Path(__file__).parents[2] / "flags").glob("*.flags"))
-ENVS = {"classic_control": "CartPole-v1", "pendulum": "Pendulum-v1", "swimmer": "Swimmer-v5"}
+ENVS = {
+    "classic_control": "CartPole-v1",
+    "pendulum": "Pendulum-v1",
+    "swimmer": "Swimmer-v5",
+    "halfcheetah": "HalfCheetah-v5",
+}
 
 
 def config(recipe, **changes):
@@ -19,8 +25,6 @@ def config(recipe, **changes):
         "import json, sys; from trpo_tf import cli; from trpo_tf.config import Config\n"
         "given = cli.parse(Config, sys.argv); given.pop('help'); print(json.dumps(given))"
     )
-    import json
-
     out = subprocess.run(
         [sys.executable, "-c", code, f"--flagfile={recipe}"], capture_output=True, text=True, check=True
     )

@@ -93,6 +93,31 @@ def test_rows_that_are_not_finite_are_masked_and_counted(case, monkeypatch):
     np.testing.assert_allclose(policy.normalizer.moments.variance(), clean.var(0), rtol=1e-6)
 
 
+def test_a_fault_at_the_end_of_a_trajectory_is_masked_in_the_next(monkeypatch):
+    monkeypatch.setattr(counting.Faulty.__init__, "__defaults__", ({4: ("obs", np.nan)}, None))
+    _, source = collector("Faulty-v0", 1, 4, "gymnasium")
+    first, _ = source.collect()
+    second, _ = source.collect()
+    assert first.mask[:, 0].tolist() == [1, 1, 1, 0]
+    assert second.mask[:, 0].tolist() == [0, 0, 1, 1]  # the row that starts at the fault, then the reset row
+
+
+def test_a_reward_that_is_not_finite_does_not_enter_the_statistics(monkeypatch):
+    monkeypatch.setattr(counting.Faulty.__init__, "__defaults__", ({3: ("reward", np.nan)}, None))
+    _, source = collector("Faulty-v0", 1, 12, "gymnasium")
+    assert source.collect()[1].returns == [4.0, 5.0]
+
+
+def test_an_environment_that_raises_leaves_the_collector_as_before(monkeypatch):
+    _, source = collector()
+    source.collect()
+    before = (source.act_count, source.recorded_actions().tobytes(), source.obs.tobytes())
+    monkeypatch.setattr(Envs, "step", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+    with pytest.raises(EnvironmentFailure, match="broken"):
+        source.collect()
+    assert (source.act_count, source.recorded_actions().tobytes(), source.obs.tobytes()) == before
+
+
 def test_too_many_invalid_rows_end_the_collection(monkeypatch):
     monkeypatch.setattr(counting.Faulty.__init__, "__defaults__", ({k: ("reward", np.nan) for k in range(99)}, None))
     _, source = collector("Faulty-v0", 1, 12, "gymnasium", limit=3)

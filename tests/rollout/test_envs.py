@@ -99,6 +99,35 @@ def test_first_episodes_are_cut_so_that_phases_spread(backend):
     assert truncated[199, 3], "the last environment's first episode is whole"
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_environments_with_ends_beside_cuts_keep_the_contract(backend):
+    _, _, _, _, truncated, mask = run(Envs("Pendulum-v1", 128, 0, backend, stagger=True), 420)
+    np.testing.assert_array_equal(mask[1:] == 0, truncated[:-1])
+    assert (truncated.sum(0) >= 2).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_episode_is_reconstructed_from_the_rows_with_its_length_and_return(backend):
+    envs = Envs("CartPole-v1", 6, 2, backend)
+    obs, _, reward, terminated, truncated, mask = run(envs, 150)
+    found = []
+    for b in range(6):
+        start = 0
+        for t in range(150):
+            if not mask[t, b]:
+                assert start == t, "a reset row stands between two episodes"
+                start = t + 1
+                continue
+            assert not (terminated[t, b] and np.abs(obs[t, b, 0]) > 2.4), "no row starts beyond the end"
+            if terminated[t, b] or truncated[t, b]:
+                assert (np.abs(obs[start, b]) <= 0.05).all()
+                found.append((reward[start : t + 1, b].sum(), t + 1 - start))
+                start = t + 1
+    episodes = envs.pop_episodes()
+    assert sorted(zip(episodes.returns, episodes.lengths, strict=True)) == sorted(found)
+    assert len(found) > 20
+
+
 def test_every_episode_of_a_counting_environment_is_reconstructed():
     envs = Envs("Counting-v0", 3, 7, "gymnasium")
     obs, action, reward, terminated, truncated, mask = run(envs, 60)
