@@ -11,12 +11,7 @@ import trpo_tf
 from trpo_tf.config import Config
 
 RECIPES = sorted((Path(__file__).parents[2] / "flags").glob("*.flags"))
-ENVS = {
-    "classic_control": "CartPole-v1",
-    "pendulum": "Pendulum-v1",
-    "swimmer": "Swimmer-v5",
-    "halfcheetah": "HalfCheetah-v5",
-}
+ENVS = {"classic_control": "CartPole-v1", "inverted_pendulum": "InvertedPendulum-v5"}  # where no env is set
 
 
 def config(recipe, **changes):
