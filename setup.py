@@ -23,7 +23,7 @@ setup(
         "keras>=3.13.2",
         "matplotlib>=3.8",
         "numpy>=2.0",
-        "rich>=13.7",
+        "rich>=13.8",
         "safetensors>=0.5",
         "tensorboard>=2.20",
         "tensorflow>=2.20",

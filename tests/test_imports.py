@@ -13,7 +13,7 @@ COMMANDS = {"train", "evaluate", "export", "plot"}
 ALLOWED = {
     "config": set(),
     "types": set(),
-    "cli": {"api", "config"},
+    "cli": {"config"},
     "policy": {"config", "types"},
     "learner": {"policy", "config", "types"},
     "rollout": {"policy", "config", "types"},

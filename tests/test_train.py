@@ -54,6 +54,7 @@ def test_a_run_leaves_what_it_promises(undisturbed):
     rows = read_csv(undisturbed / "progress.csv")
     assert [int(row["update"]) for row in rows] == list(range(1, len(rows) + 1))
     assert len(rows) == 8
+    assert list((undisturbed / "tensorboard").glob("events.out.tfevents.*"))
     assert [bool(row["eval/episode_return"]) for row in rows] == [u % 4 == 0 for u in range(1, 9)]
     policy = trpo_tf.load_policy(undisturbed / "saved_model")
     assert policy.action(np.zeros(4)) in (0, 1)
@@ -152,9 +153,8 @@ def test_sigterm_exits_42_and_a_second_signal_leaves_at_once(tmp_path):
         assert checkpoint.newest(tmp_path / "saved" / "checkpoints").meta["update"] == int(rows[-1]["update"])
     finally:
         process.kill()
-    process = start(
-        "left", "--steps_per_update=60000"
-    )  # seconds per update, so that the second signal comes within one
+    # Updates of seconds, so that the second signal comes within one.
+    process = start("left", "--steps_per_update=60000")
     try:
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)

@@ -36,7 +36,8 @@ def evaluate(config: EvaluateConfig | None = None, progress=lambda done: None, *
       Evaluation: returns and lengths, and their `summary()`.
 
     Raises:
-      UsageError: a setting is wrong, or there is nothing to evaluate.
+      UsageError: a setting is wrong, or the policy does not fit the environment.
+      NoCheckpointError: the run has no valid checkpoint.
     """
     config = config or EvaluateConfig(**settings)
     if config.render and config.video:

@@ -68,7 +68,9 @@ def load_api():
             os.dup2(remarks.fileno(), 2)
             stack.callback(os.close, kept)
             stack.callback(os.dup2, kept, 2)
-        return importlib.import_module("trpo_tf.api")
+        api = importlib.import_module("trpo_tf.api")
+        importlib.import_module("tensorflow").config.list_physical_devices()  # looks for them now, remarks included
+        return api
 
 
 def _complain(error: Any, code: int) -> int:

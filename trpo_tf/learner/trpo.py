@@ -99,7 +99,7 @@ class TRPO(tf.Module):
     Args:
       policy: updated in place.
       config: its advantages, trust region and value fit groups are read.
-      seed: [2] int32, key of every draw; the second word is the place of the update's number.
+      seed: key of every draw, beside the update's number; below 2^31 - 1.
     """
 
     def __init__(self, policy: Policy, config: Config, seed: int):

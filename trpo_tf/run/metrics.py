@@ -98,7 +98,7 @@ class TensorBoard:
         self._writer = tf.summary.create_file_writer(str(directory))
 
     def write(self, metrics: Metrics) -> None:
-        """Adds the numbers among the metrics."""
+        """Adds the numbers among the metrics; words are left out."""
         with self._writer.as_default(step=int(metrics["env_steps"])):
             for name, value in metrics.items():
                 if isinstance(value, (int, float)):
