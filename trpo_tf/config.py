@@ -61,9 +61,7 @@ class Config:
         "auto", _ENV, "auto: EnvPool where it has the id, else gymnasium", choices=("auto", "envpool", "gymnasium")
     )
     allow_env_module: bool = _field(False, _ENV, "let --env=module:Id import that module")
-    num_envs: int = _field(
-        16, _ENV, "environments stepped together (measured: 16 for Hopper-v5, 32 for HalfCheetah-v5)", low=1, high=65536
-    )
+    num_envs: int = _field(16, _ENV, "environments stepped together (measured)", low=1, high=65536)
     steps_per_update: int = _field(
         2048,
         _ENV,
@@ -75,9 +73,7 @@ class Config:
     rescale_action: bool = _field(False, _ENV, "map [-1, 1] to a bounded Box instead of clipping to its bounds")
     max_invalid_rows: int = _field(1000, _ENV, "rows with NaN or infinity to mask before giving up", low=0)
 
-    hidden_sizes: tuple[int, ...] = _field(
-        (64, 64), _POLICY, "units of each hidden layer of both networks (E20, A20)", low=1
-    )
+    hidden_sizes: tuple[int, ...] = _field((64, 64), _POLICY, "units of each hidden layer, both networks (E20)", low=1)
     activation: str = _field(
         "tanh", _POLICY, "hidden activation (A20: tanh)", choices=("tanh", "relu", "elu", "gelu", "silu")
     )
@@ -89,9 +85,7 @@ class Config:
     scale_reward: bool = _field(True, _ADV, "divide rewards by the running std of the discounted return, clip 10 (E20)")
 
     max_kl: float = _field(0.01, _TRPO, "largest mean KL(old || new) of an update (TRPO, appendix E)", above=0)
-    max_kl_decay: bool = _field(
-        False, _TRPO, "let it fall linearly to 0 over --total_steps (measured: helps where a task can be solved)"
-    )
+    max_kl_decay: bool = _field(False, _TRPO, "let it fall linearly to 0 over --total_steps (measured)")
     cg_iterations: int = _field(10, _TRPO, "conjugate gradient iterations at most (TRPO, appendix C.1: 10)", low=1)
     cg_damping: float = _field(0.1, _TRPO, "multiple of the identity added to the Fisher matrix (rl-zoo)", low=0)
     cg_tolerance: float = _field(1e-10, _TRPO, "stop when |r|^2 <= tolerance * |grad|^2 (rl-zoo, made relative)", low=0)
@@ -102,15 +96,11 @@ class Config:
         "forward: Gauss-Newton by forward mode; reverse: double back-propagation of the KL",
         choices=("forward", "reverse"),
     )
-    backtrack_ratio: float = _field(
-        0.8, _TRPO, "factor of the step between line-search candidates (rl-zoo)", above=0, below=1
-    )
+    backtrack_ratio: float = _field(0.8, _TRPO, "factor between line-search candidates (rl-zoo)", above=0, below=1)
     max_backtracks: int = _field(10, _TRPO, "line-search candidates after the full step (rl-zoo)", low=0)
 
     value_epochs: int = _field(20, _VALUE, "passes of the value fit over the batch (rl-zoo)", low=0)
-    value_minibatch_size: int = _field(
-        128, _VALUE, "rows per Adam step; a remainder is left out of its epoch (rl-zoo)", low=1
-    )
+    value_minibatch_size: int = _field(128, _VALUE, "rows per Adam step; what is over is left out (rl-zoo)", low=1)
     value_learning_rate: float = _field(1e-3, _VALUE, "Adam's learning rate (A20: 3e-4 to 1e-3)", above=0)
     value_learning_rate_decay: bool = _field(True, _VALUE, "let it fall linearly to 0 over --total_steps (E20)")
 

@@ -23,7 +23,7 @@ _SHOWN = (
     ("step fraction", "policy/step_fraction", ".2f"),
     ("improvement", "policy/improvement", ".4f"),
     ("entropy", "policy/entropy", ".2f"),
-    ("explained variance", "value/explained_variance", ".3f"),
+    ("explained var.", "value/explained_variance", ".3f"),
     ("CG residual", "cg/residual", ".1e"),
 )
 
@@ -157,10 +157,14 @@ class Screen:
             self.say(f"{steps:>9,} steps, {speed:,.0f}/s, {left:.0f} s left | {', '.join(parts)}")
 
     def _table(self, metrics: Metrics) -> rich.table.Table:
-        table = rich.table.Table(box=None, padding=(0, 2))
-        for name, _, _ in _SHOWN:
-            table.add_column(name, justify="right")
-        table.add_row(*(_format(metrics.get(key), form) for _, key, form in _SHOWN))
+        """Two rows of name and value, so that it fits into 80 columns."""
+        table = rich.table.Table(box=None, padding=(0, 1, 0, 0), show_header=False)
+        for _ in range(len(_SHOWN) // 2):
+            table.add_column(style="dim", no_wrap=True)
+            table.add_column(justify="right", no_wrap=True)
+        cells = [(name, _format(metrics.get(key), form)) for name, key, form in _SHOWN]
+        for row in (cells[::2], cells[1::2]):
+            table.add_row(*(text for cell in row for text in cell))
         return table
 
     def evaluation(self, summary: Metrics) -> None:
