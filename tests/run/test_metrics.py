@@ -82,6 +82,18 @@ def test_a_place_that_fails_is_named_once_and_the_others_go_on(capsys):
     assert capsys.readouterr().err.count("Broken failed, training goes on") == 1
 
 
+def test_tensorboard_reads_what_was_written(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    place = metrics.TensorBoard(tmp_path)
+    for update in (1, 2):
+        place.write(row(update, update / 4))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("env/episode_return")] == [(10, 0.25), (20, 0.5)]
+    assert "eval/episode_return" not in events.Tags()["scalars"]
+
+
 def test_warnings_escape_control_characters(capsys):
     metrics.warn("bad \x1b[31m name\n")
     assert capsys.readouterr().err == "trpo_tf: bad \\x1b[31m name\\n\n"

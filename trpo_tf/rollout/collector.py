@@ -102,9 +102,10 @@ class Collector:
         bad_obs = np.zeros((shape[0] + 1, shape[1]), bool)
         recorded = []
         obs[0], bad_obs[0] = self.obs, self._bad
+        counters = self.act_count + np.arange(self._time)
+        seeds = tf.unstack(tf.constant(np.stack([np.full(self._time, self._seed), counters], 1), tf.int32))
         for t in range(self._time):
-            seed = np.array([self._seed, self.act_count + t], np.int32)
-            drawn, drawn_logp, env_action = self._act(tf.constant(obs[t]), tf.constant(seed))
+            drawn, drawn_logp, env_action = self._act(tf.constant(obs[t]), seeds[t])
             action[t], logp[t] = drawn, drawn_logp
             env_action = env_action.numpy()
             recorded.append(env_action)
