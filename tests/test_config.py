@@ -50,7 +50,9 @@ def test_paths_and_lists_are_taken(tmp_path):
 
 
 def test_bounds_themselves_are_allowed():
-    Config(env="x", gamma=1.0, gae_lambda=0.0, fisher_fraction=1.0, seed=2**31 - 1, hidden_sizes=(), max_backtracks=0)
+    bounds = {"gamma": 1.0, "gae_lambda": 0.0, "fisher_fraction": 1.0, "seed": 2**31 - 1, "hidden_sizes": ()}
+    made = to_dict(Config(env="x", **bounds)) | {"hidden_sizes": ()}
+    assert {name: made[name] for name in bounds} == bounds
 
 
 @pytest.mark.parametrize(
