@@ -49,14 +49,17 @@ class _EnvPool:
         self._ended = np.zeros(num_envs, bool)
 
     def reset(self) -> np.ndarray:
+        """Starts every environment; obs [B, ...]."""
         return self._pool.reset()[0]
 
     def reset_at(self, ids: np.ndarray) -> np.ndarray:
+        """Resets the environments `ids`; their obs [len(ids), ...]."""
         if self._ended is not None:
             self._ended[ids] = False
         return self._pool.reset(ids)[0]
 
     def step(self, action: np.ndarray):
+        """obs, reward, terminated, truncated of actions [B, ...]."""
         obs, reward, terminated, truncated, info = self._pool.step(action)
         if self._ended is not None and self._ended.any():
             if info["elapsed_step"][self._ended].any():
@@ -67,6 +70,7 @@ class _EnvPool:
         return obs, reward, terminated, truncated
 
     def close(self) -> None:
+        """Frees the environments."""
         self._pool.close()
 
 
@@ -88,14 +92,17 @@ class _Gymnasium:
         self.max_episode_steps = spec.max_episode_steps if spec else None
 
     def reset(self) -> np.ndarray:
+        """Starts every environment; obs [B, ...]."""
         return self._envs.reset(seed=self._seed)[0]
 
     def reset_at(self, ids: np.ndarray) -> np.ndarray:
+        """Resets the environments `ids`; their obs [len(ids), ...]."""
         mask = np.zeros(self._envs.num_envs, bool)
         mask[ids] = True
         return self._envs.reset(options={"reset_mask": mask})[0][ids]
 
     def step(self, action: np.ndarray):
+        """obs, reward, terminated, truncated of actions [B, ...]."""
         try:
             return self._envs.step(action)[:4]
         except ValueError as error:
@@ -107,6 +114,7 @@ class _Gymnasium:
             ) from error
 
     def close(self) -> None:
+        """Frees the environments."""
         self._envs.close()
 
 
