@@ -30,7 +30,7 @@ TABLE = {
     "InvertedPendulum-v5": ("inverted_pendulum", 1_000_000, 1000),
     "InvertedDoublePendulum-v5": ("inverted_pendulum", 1_000_000, 8500),
     "Hopper-v5": ("mujoco", 1_000_000, 3200),
-    "HalfCheetah-v5": ("halfcheetah", 1_000_000, 5000),
+    "HalfCheetah-v5": ("mujoco", 1_000_000, 5000),
     "Walker2d-v5": ("mujoco", 1_000_000, 4000),
     "Swimmer-v5": ("swimmer", 1_000_000, 340),
     "Ant-v5": ("mujoco", 1_000_000, 1500),

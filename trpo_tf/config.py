@@ -84,8 +84,14 @@ class Config:
     gae_lambda: float = _field(0.95, _ADV, "exponential weight of GAE (GAE, section 6)", low=0, high=1)
     scale_reward: bool = _field(True, _ADV, "divide rewards by the running std of the discounted return, clip 10 (E20)")
 
-    max_kl: float = _field(0.01, _TRPO, "largest mean KL(old || new) of an update (TRPO, appendix E)", above=0)
-    max_kl_decay: bool = _field(False, _TRPO, "let it fall linearly to 0 over --total_steps (measured)")
+    max_kl: float = _field(0.04, _TRPO, "largest mean KL(old || new) of an update (rl-zoo; TRPO: 0.01)", above=0)
+    max_kl_decay: bool = _field(True, _TRPO, "let it fall linearly to 0 over --total_steps (measured)")
+    max_step: float = _field(
+        0.1,
+        _TRPO,
+        "longest step, in natural gradients of the return that has standard deviation 1 (measured)",
+        above=0,
+    )
     cg_iterations: int = _field(10, _TRPO, "conjugate gradient iterations at most (TRPO, appendix C.1: 10)", low=1)
     cg_damping: float = _field(0.1, _TRPO, "multiple of the identity added to the Fisher matrix (rl-zoo)", low=0)
     cg_tolerance: float = _field(1e-10, _TRPO, "stop when |r|^2 <= tolerance * |grad|^2 (rl-zoo, made relative)", low=0)

@@ -85,14 +85,16 @@ def test_standardize_uses_valid_rows_only():
     x, mask = np.array([1.0, 2.0, 1e9, 3.0]), np.array([1.0, 1.0, 0.0, 1.0])
     valid = np.array([1.0, 2.0, 3.0])
     expected = (valid - valid.mean()) / valid.std()
-    result = advantages.standardize(tf.constant(x), tf.constant(mask)).numpy()
+    result, std = advantages.standardize(tf.constant(x), tf.constant(mask))
     np.testing.assert_allclose(result, [expected[0], expected[1], 0.0, expected[2]], atol=1e-12)
+    np.testing.assert_allclose(std, valid.std())
 
 
 @pytest.mark.parametrize("x", [[3.0, 3.0, 3.0], [0.0, 0.0, 0.0], [1e30, 1e30, 1e30], [5.0]])
 def test_standardize_of_equal_rows_is_zero(x):
     x = tf.constant(x, tf.float32)
-    np.testing.assert_array_equal(advantages.standardize(x, tf.ones_like(x)), np.zeros(len(x)))
+    result, _ = advantages.standardize(x, tf.ones_like(x))
+    np.testing.assert_array_equal(result, np.zeros(len(x)))
 
 
 def test_masked_mean_ignores_nan_behind_the_mask_and_nothing_at_all_is_zero():
@@ -138,3 +140,4 @@ def test_reward_scaler_switched_off_changes_nothing():
     reward = tf.constant([[1.0, 100.0]])
     np.testing.assert_array_equal(scaler(reward, reward > 1e9, tf.ones_like(reward)), reward)
     assert float(scaler.scale()) == 1.0
+    np.testing.assert_allclose(scaler.std(), np.std([1.0, 100.0]), rtol=1e-6)  # but the unit of returns is known

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from trpo_tf.config import Config
-from trpo_tf.learner import trpo
+from trpo_tf.learner import advantages, trpo
 from trpo_tf.policy import distributions
 from trpo_tf.trainer import Agent
 from trpo_tf.types import Batch
@@ -32,8 +32,8 @@ def bandit(probs, actions, advantage, **changes):
     def network(logits, obs):
         return tf.zeros([tf.shape(obs)[0], 1], tf.float64) + logits
 
-    max_kl = tf.constant(config.max_kl, tf.float64)
-    theta_new, metrics = trpo.policy_step(network, family, theta, batch, tf.range(rows), max_kl, config)
+    limits = tf.constant(config.max_kl, tf.float64), tf.constant(config.max_step, tf.float64)
+    theta_new, metrics = trpo.policy_step(network, family, theta, batch, tf.range(rows), *limits, config)
     return theta.numpy(), theta_new.numpy(), metrics
 
 
@@ -52,6 +52,18 @@ def test_softmax_step_is_the_natural_gradient_in_closed_form():
     taken, fraction = step - step.mean(), float(metrics["policy/step_fraction"])
     np.testing.assert_allclose(taken, fraction * (expected - expected.mean()), rtol=1e-6, atol=1e-15)
     assert fraction in (1.0, 0.8)
+
+
+def test_small_advantages_make_a_small_step():
+    """max_step natural gradients, not sqrt(2 max_kl / x.Fx) of them: the closed form of the test above, unnormalised."""
+    probs, reward = np.array([0.5, 0.3, 0.2]), np.array([1.0, -0.5, 0.25])
+    actions = np.repeat(np.arange(3), (probs * 100).astype(int))
+    theta, theta_new, metrics = bandit(probs, actions, reward[actions], max_kl=10.0, max_step=0.01)
+    natural = reward - probs @ reward
+    step = theta_new - theta
+    np.testing.assert_allclose(step - step.mean(), 0.01 * (natural - natural.mean()), rtol=1e-6, atol=1e-15)
+    np.testing.assert_allclose(float(metrics["policy/kl"]), 0.5 * 0.01**2 * (probs @ natural**2), rtol=0.02)
+    assert float(metrics["policy/step_fraction"]) == 1.0
 
 
 def test_kl_is_old_before_new():
@@ -108,9 +120,8 @@ def test_extreme_log_std_never_breaks_the_parameters(log_std):
     def network(theta, obs):
         return tf.zeros([4, 2]) + theta
 
-    theta_new, _ = trpo.policy_step(
-        network, family, theta, batch, tf.range(4), tf.constant(0.01, tf.float64), Config(env="x")
-    )
+    limits = tf.constant([0.01, 3.0], tf.float64)
+    theta_new, _ = trpo.policy_step(network, family, theta, batch, tf.range(4), *limits, Config(env="x"))
     assert np.isfinite(theta_new.numpy()).all()
 
 
@@ -145,10 +156,10 @@ def ten_updates():
 
 
 def test_ratio_is_one_and_kl_within_bounds_on_fresh_data(ten_updates):
-    _, rows = ten_updates
+    agent, rows = ten_updates
     for row in rows:
         assert row["policy/max_ratio_error"] < 1e-4
-        assert 0 < row["policy/kl"] <= 0.01
+        assert 0 < row["policy/kl"] <= agent.config.max_kl
         assert row["policy/reason"] == "accepted"
         assert row["policy/improvement"] > 0
 
@@ -175,6 +186,28 @@ def test_an_update_with_nothing_valid_leaves_both_networks_to_the_bit(tiny):
     agent.learner.update(trajectory._replace(mask=np.zeros_like(trajectory.mask)), 0, 0.0)
     for name, value in before.items():
         assert agent.variables()[name].numpy().tobytes() == value.tobytes(), name
+    agent.collector.close()
+
+
+@pytest.mark.parametrize("scale_reward", [True, False])
+def test_max_step_counts_natural_gradients_of_the_return_in_its_deviations(tiny, scale_reward):
+    config = tiny(max_step=1e-5, gamma=0.9, scale_reward=scale_reward)
+    agent = Agent(config)
+    agent.start()
+    trajectory, _ = agent.collector.collect()
+    rows = config.time_steps * config.num_envs
+    values = agent.policy.values(agent.policy.preprocess(trajectory.obs.reshape(-1, trajectory.obs.shape[-1])))
+    metrics = agent.learner.update(trajectory, 0, 0.0)
+    std = float(agent.learner.reward_scaler.std())
+    reward = tf.constant(trajectory.reward / (std if scale_reward else 1.0), tf.float32)
+    flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
+    advantage = advantages.generalized_advantage(
+        reward, tf.reshape(values, [-1, config.num_envs]), *flags, 0.9, config.gae_lambda
+    ).numpy()[trajectory.mask > 0]
+    assert 0 < len(advantage) <= rows
+    unit = 1.0 if scale_reward else std
+    np.testing.assert_allclose(metrics["policy/step_size"], 1e-5 * advantage.std() / unit / 0.1, rtol=1e-4)
+    assert metrics["policy/kl"] < 1e-4
     agent.collector.close()
 
 

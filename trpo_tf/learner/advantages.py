@@ -18,14 +18,18 @@ def masked_mean(x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(kept) / tf.maximum(tf.reduce_sum(weights), 1.0)
 
 
-def standardize(x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """(x - mean) / std over the rows whose mask is 1; 0 elsewhere, and everywhere when they are all equal."""
+def standardize(x: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """(x - mean) / std over the rows whose mask is 1; 0 elsewhere, and everywhere when they are all equal.
+
+    Returns:
+      standardised x, and std, a float64 scalar.
+    """
     mean = masked_mean(x, mask)
     centered = tf.where(mask > 0, tf.cast(x, tf.float64) - mean, 0.0)
     std = tf.sqrt(masked_mean(centered**2, mask))
     # Below this, differences are rounding of the float32 inputs and would be blown up to size one.
     noise = 1e-6 * tf.abs(mean) + 1e-12
-    return tf.cast(tf.where(std > noise, centered / tf.maximum(std, noise), 0.0), x.dtype)
+    return tf.cast(tf.where(std > noise, centered / tf.maximum(std, noise), 0.0), x.dtype), std
 
 
 def generalized_advantage(reward, values, terminated, truncated, mask, gamma: float, gae_lambda: float) -> tf.Tensor:
@@ -82,8 +86,6 @@ class RewardScaler(tf.Module):
 
     def __call__(self, reward, ended, mask) -> tf.Tensor:
         """Merges a trajectory's discounted returns, then scales its rewards. All [T, B]; reward 0 where mask is 0."""
-        if not self.enabled:
-            return reward
         decay = self._gamma * (1.0 - tf.cast(ended, reward.dtype))
 
         def step(carried, row):
@@ -93,14 +95,16 @@ class RewardScaler(tf.Module):
         carried, totals = tf.scan(step, (reward, decay), (self.running.value(), self.running.value()))
         self.running.assign(carried[-1])
         self.moments.merge(tf.reshape(totals, [-1]), tf.reshape(mask, [-1]))
-        return tf.clip_by_value(reward / self.scale(), -_CLIP, _CLIP)
+        return tf.clip_by_value(reward / self.scale(), -_CLIP, _CLIP) if self.enabled else reward
 
     def reset(self) -> None:
         """Forgets the returns under way: every environment starts a new episode."""
         self.running.assign(tf.zeros_like(self.running))
 
     def scale(self) -> tf.Tensor:
-        """What rewards are divided by, float32."""
-        if not self.enabled:
-            return tf.constant(1.0)
+        """What rewards are divided by, float32; 1 when not enabled."""
+        return self.std() if self.enabled else tf.constant(1.0)
+
+    def std(self) -> tf.Tensor:
+        """Running standard deviation of the discounted return, float32."""
         return tf.cast(tf.sqrt(self.moments.variance() + 1e-8), tf.float32)

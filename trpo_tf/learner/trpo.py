@@ -26,19 +26,23 @@ def mean_kl(family, params_old, params, mask) -> tf.Tensor:
     return masked_mean(tfp.distributions.kl_divergence(old, new), mask)
 
 
-def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, config: Config):
+def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, max_step, config: Config):
     """Computes the new policy parameters (appendix C).
 
     Maximise the surrogate subject to mean KL(old || new) <= max_kl: the direction solves (F + damping I) x = grad by
-    conjugate gradient, the full step is sqrt(2 max_kl / x.F x) x, and a line search on the true surrogate and KL
-    finds how much of it to take. A pure function: no variable is read or written.
+    conjugate gradient, the full step is min(sqrt(2 max_kl / x.F x), max_step) x, and a line search on the true
+    surrogate and KL finds how much of it to take. A pure function: no variable is read or written.
+
+    The first length makes the KL max_kl however small the advantages are, so once a task is solved it follows what is
+    only noise, and undoes the solution. 1 / length is the multiplier of the KL constraint; max_step bounds it from
+    below: a unit of KL has a price.
 
     Args:
       network: (theta [P], features [N, D]) -> params [N, K]. family: of policy/distributions.py.
       theta_old: [P].
       batch: N rows.
       fisher_rows: [M] int32, the rows that Fisher products use.
-      max_kl: scalar float64.
+      max_kl, max_step: scalars, float64.
       config: cg_iterations, cg_tolerance, cg_damping, backtrack_ratio, max_backtracks, fisher_product are read.
 
     Returns:
@@ -63,6 +67,7 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, c
     direction = solution.direction
     curvature = dot(direction, fvp(direction))
     step_size = tf.where(curvature > 0, tf.sqrt(2.0 * max_kl / tf.where(curvature > 0, curvature, 1.0)), 0.0)
+    step_size = tf.minimum(step_size, max_step)
     full_step = tf.cast(step_size, theta_old.dtype) * direction
 
     def evaluate(theta):
@@ -122,12 +127,12 @@ class TRPO(tf.Module):
           Metrics by name.
         """
         config = self._config
-        batch, features = self._prepare(trajectory)
+        batch, features, advantage_std = self._prepare(trajectory)
         seed = tf.constant([self._seed, update], tf.int32)
         left = 1.0 - progress
         max_kl = config.max_kl * (left if config.max_kl_decay else 1.0)
         learning_rate = config.value_learning_rate * (left if config.value_learning_rate_decay else 1.0)
-        metrics = self._policy_step(batch, seed, tf.constant(max_kl, tf.float64))
+        metrics = self._policy_step(batch, seed, tf.constant(max_kl, tf.float64), advantage_std)
         order = self._order(seed)
         metrics |= self._fit_values(batch, order, tf.constant(learning_rate, tf.float32))
         self._commit(features, batch.mask)
@@ -138,7 +143,8 @@ class TRPO(tf.Module):
 
     @tf.function(autograph=False, jit_compile=True)
     def _prepare(self, trajectory: Trajectory):
-        """Trajectory [T, B, ...] to Batch [N, ...], with the raw features [N, D] that the normaliser will merge."""
+        """Trajectory [T, B, ...] to Batch [N, ...], the raw features [N, D] that the normaliser will merge, and the
+        standard deviation of the advantages in those of the discounted return."""
         config, policy = self._config, self.policy
         time, envs = trajectory.reward.shape
         raw = policy.encoder(tf.reshape(trajectory.obs, [(time + 1) * envs, *trajectory.obs.shape[2:]]))
@@ -148,6 +154,8 @@ class TRPO(tf.Module):
         reward = self.reward_scaler(trajectory.reward, ended, trajectory.mask)
         flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
         advantage = advantages.generalized_advantage(reward, values, *flags, config.gamma, config.gae_lambda)
+        standardized, advantage_std = advantages.standardize(advantage, trajectory.mask)
+        advantage_std *= tf.cast(self.reward_scaler.scale() / self.reward_scaler.std(), tf.float64)
         rows = time * envs
 
         def flat(x):
@@ -157,26 +165,28 @@ class TRPO(tf.Module):
             obs=features[:rows],
             action=flat(trajectory.action),
             behavior_logp=flat(trajectory.behavior_logp),
-            advantage=flat(advantages.standardize(advantage, trajectory.mask)),
+            advantage=flat(standardized),
             returns=flat(advantage + values[:-1]),
             values=flat(values[:-1]),
             mask=flat(trajectory.mask),
         )
-        return batch, raw[:rows]
+        return batch, raw[:rows], advantage_std
 
     @tf.function(autograph=False, jit_compile=True)
-    def _policy_step(self, batch: Batch, seed, max_kl):
+    def _policy_step(self, batch: Batch, seed, max_kl, advantage_std):
         network = self.policy.network
         rows = batch.mask.shape[0]
         count = max(1, round(self._config.fisher_fraction * rows))
         fisher_rows = tf.range(rows)
         if count < rows:
             fisher_rows = tf.argsort(tf.random.stateless_uniform([rows], seed))[:count]
+        # Advantages were divided by their std, and the gradient of the return is the surrogate's over 1 - gamma.
+        max_step = self._config.max_step * advantage_std / max(1.0 - self._config.gamma, 1e-9)
         theta, metrics = policy_step(
-            network, self.policy.family, network.theta(), batch, fisher_rows, max_kl, self._config
+            network, self.policy.family, network.theta(), batch, fisher_rows, max_kl, max_step, self._config
         )
         network.assign(theta)
-        return metrics
+        return metrics | {"policy/advantage_std": advantage_std}
 
     @tf.function(autograph=False)
     def _order(self, seed):
