@@ -33,7 +33,7 @@ TABLE = {
     "HalfCheetah-v5": ("mujoco", 1_000_000, 5000),
     "Walker2d-v5": ("mujoco", 1_000_000, 4000),
     "Swimmer-v5": ("swimmer", 1_000_000, 340),
-    "Ant-v5": ("mujoco", 1_000_000, 1500),
+    "Ant-v5": ("ant", 1_000_000, 1500),
 }
 MOST_ROWS = 200
 
