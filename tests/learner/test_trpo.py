@@ -55,7 +55,7 @@ def test_softmax_step_is_the_natural_gradient_in_closed_form():
 
 
 def test_small_advantages_make_a_small_step():
-    """max_step natural gradients, not sqrt(2 max_kl / x.Fx) of them: the closed form of the test above, unnormalised."""
+    """max_step natural gradients, not sqrt(2 max_kl / x.Fx) of them: the closed form above, not normalised."""
     probs, reward = np.array([0.5, 0.3, 0.2]), np.array([1.0, -0.5, 0.25])
     actions = np.repeat(np.arange(3), (probs * 100).astype(int))
     theta, theta_new, metrics = bandit(probs, actions, reward[actions], max_kl=10.0, max_step=0.01)
