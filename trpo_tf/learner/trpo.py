@@ -42,7 +42,7 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
       theta_old: [P].
       batch: N rows.
       fisher_rows: [M] int32, the rows that Fisher products use.
-      max_kl, max_step: scalars, float64.
+      max_kl, max_step: scalars, float64; nats, and multiples of x.
       config: cg_iterations, cg_tolerance, cg_damping, backtrack_ratio, max_backtracks, fisher_product are read.
 
     Returns:
