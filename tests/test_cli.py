@@ -60,7 +60,7 @@ def test_usage_errors_are_one_line_and_leave_nothing(name, args, message, tmp_pa
 def test_help_shows_flags_in_groups(tmp_path):
     done = command("train", "--help", cwd=tmp_path)
     assert done.returncode == 0
-    for text in ("trust region:", "value fit:", "--max_kl  [0.04]", "--[no]resume", "one of auto, envpool"):
+    for text in ("trust region:", "value fit:", "--max_kl  [0.03]", "--[no]resume", "one of auto, envpool"):
         assert text in done.stdout
 
 
