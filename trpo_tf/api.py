@@ -7,6 +7,7 @@ import numpy as np
 
 from trpo_tf import trainer
 from trpo_tf.config import Config, EvaluateConfig, ExportConfig, UsageError
+from trpo_tf.policy.actor import Actor
 from trpo_tf.rollout.envs import Envs, derive_seed
 from trpo_tf.rollout.evaluation import Evaluation, env_count
 from trpo_tf.rollout.evaluation import evaluate as run_episodes
@@ -79,11 +80,15 @@ def _saved_model_actor(config: EvaluateConfig):
 def _checkpoint_actor(config: EvaluateConfig):
     agent = _load(config)
     policy, env_id = agent.policy, agent.config.env
-    dtype = policy.encoder.dtype
+    actor = Actor(policy)
     if not config.stochastic:
-        return env_id, agent.spaces, lambda obs: policy.act_greedily(obs.astype(dtype)).numpy()
-    seeds = _row_seeds(config.seed)
-    return env_id, agent.spaces, lambda obs: policy.act(obs.astype(dtype), next(seeds)(1)[0])[2].numpy()
+        return env_id, agent.spaces, actor.greedy
+    dtype, seeds = policy.encoder.dtype, _row_seeds(config.seed)
+
+    def sample(obs):
+        return actor(obs.astype(dtype), policy.family.noise([len(obs)], next(seeds)(1)[0]).numpy())[2]
+
+    return env_id, agent.spaces, sample
 
 
 def _load(config: EvaluateConfig | ExportConfig) -> trainer.Agent:

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from trpo_tf.config import STRUCTURE, Config, UsageError, from_dict, to_dict
 from trpo_tf.learner.trpo import TRPO
+from trpo_tf.policy.actor import Actor
 from trpo_tf.policy.policy import Policy
 from trpo_tf.rollout.collector import Collector, EnvironmentFailure
 from trpo_tf.rollout.envs import Envs, derive_seed
@@ -111,8 +112,7 @@ class Agent:
     def evaluate(self, episodes: int) -> Evaluation:
         """Deterministic episodes in environments of their own, seeded by the update's number; kept as `evaluation`."""
         envs = make_envs(self.config, env_count(episodes), derive_seed(self.config.seed, _EVAL_ENVS, self.update))
-        dtype = self.policy.encoder.dtype
-        result = evaluate(lambda obs: self.policy.act_greedily(obs.astype(dtype)).numpy(), envs, episodes)
+        result = evaluate(Actor(self.policy).greedy, envs, episodes)
         self.evaluation = {"update": self.update} | result.summary()
         return result
 

@@ -173,7 +173,7 @@ def test_nothing_retraces_after_the_first_update(ten_updates):
     agent, _ = ten_updates
     learner = agent.learner
     compiled = (learner._prepare, learner._policy_step, learner._order, learner._fit_values, learner._commit)
-    for function in (*compiled, agent.policy.act):
+    for function in (*compiled, agent.policy.log_prob):
         assert function.experimental_get_tracing_count() == 1
 
 

@@ -71,6 +71,22 @@ def test_categorical_log_prob_by_hand():
     np.testing.assert_allclose(family.describe(params)["probs"], [[0.2, 0.3, 0.5]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_draws_have_the_distribution_of_the_family(index):
+    family, params = families()[index]
+    rows = tf.cast(tf.repeat(params, 100_000, axis=0), tf.float32)
+    drawn = family.draw(rows, family.noise([100_000], [1, 2])).numpy()
+    if index == 0:
+        mean, std = np.split(params.numpy()[0], 2)
+        std = np.exp(std)
+        np.testing.assert_allclose(drawn.mean(0), mean, atol=5 * std.max() / 316)
+        np.testing.assert_allclose(drawn.std(0), std, rtol=5 / 447)
+        assert abs(np.corrcoef(drawn.T)[0, 1]) < 5 / 316
+    else:
+        frequency = np.bincount(drawn, minlength=3) / len(drawn)
+        np.testing.assert_allclose(frequency, tf.nn.softmax(params)[0], atol=5 * 0.5 / 316)
+
+
 def test_box_actions_are_clipped_to_their_bounds():
     family = distributions.make(BOX, False)
     actions = tf.constant([[-5.0, -1e6], [9.0, 1e6], [1.0, 0.0]])

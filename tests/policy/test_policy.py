@@ -34,25 +34,27 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     assert a.network.theta().numpy().tobytes() != c.network.theta().numpy().tobytes()
 
 
-def test_draws_follow_their_seed_and_log_probs_are_of_the_unclipped_action():
+def test_draws_follow_their_noise_and_log_probs_are_of_the_unclipped_action():
     policy = make(init_log_std=2.0)
     obs = tf.random.stateless_normal([64, 3], [0, 0])
-    action, logp, env_action = policy.act(obs, tf.constant([3, 4]))
-    again = policy.act(obs, tf.constant([3, 4]))[0]
-    other = policy.act(obs, tf.constant([3, 5]))[0]
+    params, action, env_action = policy.act(obs, policy.family.noise([64], [3, 4]))
+    again = policy.act(obs, policy.family.noise([64], [3, 4]))[1]
+    other = policy.act(obs, policy.family.noise([64], [3, 5]))[1]
     assert action.numpy().tobytes() == again.numpy().tobytes()
     assert action.numpy().tobytes() != other.numpy().tobytes()
     assert np.abs(action).max() > 1
     assert np.abs(env_action).max() == 1
-    distribution = policy.family(policy.network.model(policy.preprocess(obs)))
-    np.testing.assert_allclose(logp, distribution.log_prob(action), rtol=1e-5)
+    mean, std = np.split(params.numpy().astype(np.float64), 2, 1)
+    std = np.exp(std)
+    expected = -0.5 * ((action.numpy() - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(policy.log_prob(params, action), expected.sum(1), rtol=1e-5)
 
 
-def test_greedy_action_is_the_mode():
+def test_without_noise_the_mode_is_drawn():
     policy = make(action_space=gym.spaces.Discrete(4, start=10))
     obs = tf.random.stateless_normal([9, 3], [0, 0])
     logits = policy.network.model(policy.preprocess(obs)).numpy()
-    np.testing.assert_array_equal(policy.act_greedily(obs), logits.argmax(-1) + 10)
+    np.testing.assert_array_equal(policy.act(obs, tf.zeros([9, 4]))[2], logits.argmax(-1) + 10)
 
 
 def test_discrete_observations_are_one_hot_and_not_normalised():

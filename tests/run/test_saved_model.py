@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from trpo_tf.config import Config
+from trpo_tf.policy.actor import Actor
 from trpo_tf.policy.policy import Policy
 from trpo_tf.run import saved_model
 
@@ -77,7 +78,7 @@ def test_session_loader_in_a_fresh_process_equals_the_policy(exported, tmp_path)
     def close(name, expected):
         np.testing.assert_allclose(answers[name], expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
-    close("serving_default/action", policy.act_greedily(obs))
+    close("serving_default/action", Actor(policy).greedy(obs))
     for name in ("serving_default", "sample", "evaluate"):
         close(f"{name}/value", value)
     close("evaluate/log_prob", distribution.log_prob(raw))
@@ -123,7 +124,7 @@ def test_one_bad_action_does_not_fail_its_batch(exported):
     policy, obs, path = exported
     loaded = saved_model.LoadedPolicy(path)
     raw = policy.family(policy.network.model(policy.preprocess(obs))).sample(seed=[0, 1]).numpy()
-    raw[1] = 99 if raw.dtype == np.int32 else np.nan
+    raw[1] = 99 if raw.dtype == np.int64 else np.nan
     answer = loaded.predict(obs, "evaluate", raw_action=raw.astype(np.float64))
     assert answer["valid"].tolist() == [True, False] + [True] * (len(obs) - 2)
     assert np.isfinite(answer["log_prob"]).all()

@@ -5,9 +5,12 @@ A family is called with parameters [N, K] and returns a TFP distribution over st
   action_shape    of one stored action; action_dtype likewise
   head(...)       the Keras layer that ends the policy network
   fisher_product  F(params) @ tangent, row by row, F the Fisher information of the family in its own parameters
+  noise           what the draws of many rows need, by seed
+  draw            from parameters and their noise to stored actions; the mode where the noise is 0
   bound           from any numbers to stored actions, and which rows were some already
   to_env          from stored actions to what the environment's step takes
   describe        the parameters by name, for the `distribution` signature
+draw and to_env take and return arrays with xp=np.
 """
 
 import gymnasium as gym
@@ -57,7 +60,10 @@ class DiagonalGaussian:
         self._env_shape = space.shape
         self._low = space.low.reshape(-1).astype(np.float32)
         self._high = space.high.reshape(-1).astype(np.float32)
-        self._rescaled = np.isfinite(self._low) & np.isfinite(self._high) & rescale
+        self.noise_shape = self.action_shape
+        rescaled = np.isfinite(self._low) & np.isfinite(self._high) & rescale
+        low, high = np.where(rescaled, self._low, -1), np.where(rescaled, self._high, 1)
+        self._scale, self._shift = high / 2 - low / 2, high / 2 + low / 2  # the identity where not rescaled
 
     def head(self, init_log_std: float, seed: int) -> keras.layers.Layer:
         """The layer that ends the policy network."""
@@ -79,11 +85,19 @@ class DiagonalGaussian:
         _, log_std = tf.split(params, 2, axis=-1)
         return tf.concat([tf.exp(-2.0 * log_std), 2.0 * tf.ones_like(log_std)], -1) * tangent
 
-    def to_env(self, action: tf.Tensor) -> tf.Tensor:
+    def noise(self, rows: list[int], seed: tf.Tensor) -> tf.Tensor:
+        """Standard normal [..., A] of rows [...]. seed: [2] int32."""
+        return tf.random.stateless_normal([*rows, *self.noise_shape], seed)
+
+    def draw(self, params, noise, xp=tf):
+        """mean + std * noise: [N, 2A], [N, A] -> [N, A]."""
+        size = self.action_shape[0]
+        return params[:, :size] + xp.exp(params[:, size:]) * noise
+
+    def to_env(self, action, xp=tf):
         """[N, A] -> [N, ...]: [-1, 1] mapped to the bounds where rescaling is on, then clipped to them."""
-        low, high = (np.where(self._rescaled, bound, 0.0).astype(np.float32) for bound in (self._low, self._high))
-        mapped = tf.where(self._rescaled, low + (action + 1.0) * 0.5 * (high - low), action)
-        return tf.reshape(tf.clip_by_value(mapped, self._low, self._high), [-1, *self._env_shape])
+        mapped = action * self._scale + self._shift
+        return xp.reshape(xp.minimum(xp.maximum(mapped, self._low), self._high), [-1, *self._env_shape])
 
     def bound(self, action: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Stored actions [N, A] made finite, at most 1e6 in size, and which rows [N] were."""
@@ -101,8 +115,9 @@ class Categorical:
 
     def __init__(self, space: gym.spaces.Discrete):
         self.action_shape = ()
-        self.action_dtype = np.dtype(np.int32)
+        self.action_dtype = np.dtype(np.int64)
         self.size = int(space.n)
+        self.noise_shape = (self.size,)
         self._start = int(space.start)
 
     def head(self, init_log_std: float, seed: int) -> keras.layers.Layer:
@@ -112,7 +127,7 @@ class Categorical:
         return keras.layers.Dense(self.size, kernel_initializer=init, name="policy_head")
 
     def __call__(self, params: tf.Tensor) -> tfd.Distribution:
-        return tfd.Categorical(logits=params, dtype=tf.int32)
+        return tfd.Categorical(logits=params, dtype=tf.int64)
 
     def fisher_product(self, params: tf.Tensor, tangent: tf.Tensor) -> tf.Tensor:
         """F v with F = diag(p) - p p^T in the logits: p * (v - p.v).
@@ -126,9 +141,18 @@ class Categorical:
         probs = tf.nn.softmax(params)
         return probs * (tangent - tf.reduce_sum(probs * tangent, -1, keepdims=True))
 
-    def to_env(self, action: tf.Tensor) -> tf.Tensor:
+    def noise(self, rows: list[int], seed: tf.Tensor) -> tf.Tensor:
+        """Standard Gumbel [..., K] of rows [...]. seed: [2] int32."""
+        tiny = np.finfo(np.float32).tiny
+        return -tf.math.log(-tf.math.log(tf.random.stateless_uniform([*rows, self.size], seed, tiny, 1.0)))
+
+    def draw(self, params, noise, xp=tf):
+        """argmax(logits + noise): [N, K], [N, K] -> [N] int64. Reference: the Gumbel-max trick."""
+        return xp.argmax(params + noise, -1)
+
+    def to_env(self, action, xp=tf):
         """[N] -> [N] int64, `start` added."""
-        return tf.cast(action, tf.int64) + self._start
+        return xp.add(action, np.int64(self._start))
 
     def bound(self, action: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Stored actions [N] put into 0..K-1, and which rows [N] were there."""

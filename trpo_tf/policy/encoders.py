@@ -19,6 +19,10 @@ class BoxEncoder:
     def __call__(self, obs: tf.Tensor) -> tf.Tensor:
         return tf.reshape(tf.cast(obs, tf.float32), [tf.shape(obs)[0], self.size])
 
+    def array(self, obs: np.ndarray) -> np.ndarray:
+        """The same of an array."""
+        return obs.astype(np.float32, copy=False).reshape(len(obs), self.size)
+
     def valid(self, obs: tf.Tensor) -> tf.Tensor:
         """Which observations [N, ...] are all finite, [N] bool."""
         return tf.reduce_all(tf.math.is_finite(self(obs)), -1)
@@ -37,6 +41,10 @@ class DiscreteEncoder:
     def __call__(self, obs: tf.Tensor) -> tf.Tensor:
         return tf.one_hot(tf.cast(obs, tf.int64) - self._start, self.size, dtype=tf.float32)
 
+    def array(self, obs: np.ndarray) -> np.ndarray:
+        """The same of an array."""
+        return np.equal.outer(obs - self._start, np.arange(self.size)).astype(np.float32)
+
     def valid(self, obs: tf.Tensor) -> tf.Tensor:
         """Which observations [N] are in the space, [N] bool."""
         index = tf.cast(obs, tf.int64) - self._start
@@ -46,8 +54,9 @@ class DiscreteEncoder:
 def make(space: gym.Space):
     """The encoder of an observation space.
 
-    An encoder is called with a batch of observations and returns float32 features [N, size]; `shape` and `dtype` are
-    those of one stored observation, `normalized` says whether running moments apply to the features.
+    An encoder is called with a batch of observations and returns float32 features [N, size]; `array` does the same in
+    NumPy; `shape` and `dtype` are those of one stored observation, `normalized` says whether running moments apply to
+    the features.
 
     Raises:
       UsageError: the space is not supported.

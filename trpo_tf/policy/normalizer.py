@@ -57,14 +57,19 @@ class Normalizer(tf.Module):
         self.enabled = enabled
         self.moments = RunningMoments([size], "obs_moments")
 
-    def __call__(self, features: tf.Tensor) -> tf.Tensor:
-        """[N, D] float32 -> [N, D] float32, finite."""
-        mean = tf.cast(self.moments.mean, features.dtype)
-        known = tf.where(tf.math.is_nan(features), mean, features)
+    def __call__(self, features, constants=None, xp=tf):
+        """[N, D] float32 -> [N, D] float32, finite. xp=np: of arrays, with `constants` as arrays."""
+        mean, scale, bound = constants or self.constants()
+        known = xp.where(xp.not_equal(features, features), mean, features)  # only NaN is not equal to itself
+        return xp.minimum(xp.maximum((known - mean) * scale, -bound), bound)
+
+    def constants(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """What is subtracted [D], multiplied by [D], and the bound, a scalar; float32."""
+        mean, scale = self.moments.mean.value(), tf.math.rsqrt(self.moments.variance() + 1e-8)
         if not self.enabled:
-            return tf.clip_by_value(known, -_BOUND, _BOUND)
-        scale = tf.cast(tf.math.rsqrt(self.moments.variance() + 1e-8), features.dtype)
-        return tf.clip_by_value((known - mean) * scale, -_CLIP, _CLIP)
+            mean, scale = tf.zeros_like(mean), tf.ones_like(scale)
+        bound = tf.constant(_CLIP if self.enabled else _BOUND)
+        return tf.cast(mean, tf.float32), tf.cast(scale, tf.float32), bound
 
     def commit(self, features: tf.Tensor, mask: tf.Tensor) -> None:
         """Merges the raw features [N, D] of the rows whose mask [N] is 1."""

@@ -45,21 +45,20 @@ class Policy(tf.Module):
         return self.value_network.model(features)[:, 0]
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def act(self, obs: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def act(self, obs: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Draws actions.
 
         Args:
-          obs: [B, ...]. seed: [2] int32; the same seed draws the same actions.
+          obs: [B, ...]. noise: [B, ...], of the family; 0 draws the mode.
 
         Returns:
-          action [B, ...] as sampled, its log-probability [B], and the action for the environment's step [B, ...].
+          The family's parameters [B, K], the action as sampled [B, ...], and that for the environment's step [B, ...].
         """
-        distribution = self.family(self.network.model(self.preprocess(obs)))
-        action = distribution.sample(seed=seed)
-        return action, distribution.log_prob(action), self.family.to_env(action)
+        params = self.network.model(self.preprocess(obs))
+        action = self.family.draw(params, noise)
+        return params, action, self.family.to_env(action)
 
-    @tf.function(autograph=False, reduce_retracing=True)
-    def act_greedily(self, obs: tf.Tensor) -> tf.Tensor:
-        """The mode's action for the environment's step, [B, ...]."""
-        distribution = self.family(self.network.model(self.preprocess(obs)))
-        return self.family.to_env(distribution.mode())
+    @tf.function(autograph=False)
+    def log_prob(self, params: tf.Tensor, action: tf.Tensor) -> tf.Tensor:
+        """Log-probabilities [N] of actions [N, ...] as sampled, under the family's parameters [N, K]."""
+        return self.family(params).log_prob(action)

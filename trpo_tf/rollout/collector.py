@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from trpo_tf.config import UsageError
+from trpo_tf.policy.actor import Actor
 from trpo_tf.policy.policy import Policy
 from trpo_tf.rollout.envs import Envs, Episodes
 from trpo_tf.types import Trajectory
@@ -35,6 +36,7 @@ class Collector:
     ):
         self._make_envs = make_envs
         self._policy = policy
+        self._actor = Actor(policy)
         self._time = time_steps
         self._seed = seed
         self._max_invalid_rows = max_invalid_rows
@@ -42,14 +44,9 @@ class Collector:
         self.invalid_rows = 0
         self.built_at = 0
         self.obs: np.ndarray | None = None  # [B, ...], what the policy sees next
-        self._actions: list[list[np.ndarray]] = []
+        self._actions: list[np.ndarray] = []  # [K, B, ...] each
         self._envs = None
         self.rebuild(0)
-        # The concrete function skips tf.function's dispatch, which costs as much as the network.
-        encoder, batch = policy.encoder, self._envs.num_envs
-        self._act = policy.act.get_concrete_function(
-            tf.TensorSpec([batch, *encoder.shape], encoder.dtype), tf.TensorSpec([2], tf.int32)
-        )
 
     def rebuild(self, update: int) -> None:
         """Replaces the environments by fresh ones, seeded for this update; their episodes are cut."""
@@ -61,9 +58,9 @@ class Collector:
 
     def recorded_actions(self) -> np.ndarray:
         """What the environments were stepped with since they were built, [K, B, ...]."""
-        action = self._policy.family.to_env(np.zeros((1, *self._policy.family.action_shape), np.float32))
-        empty = np.zeros((0, self._envs.num_envs, *action.shape[1:]), action.dtype.as_numpy_dtype)
-        return np.concatenate([empty, *(np.stack(a) for a in self._actions)]) if self._actions else empty
+        family = self._policy.family
+        action = family.to_env(np.zeros((self._envs.num_envs, *family.action_shape), family.action_dtype), np)
+        return np.concatenate([action[None][:0], *self._actions])
 
     def replay(self, update: int, actions: np.ndarray) -> None:
         """Rebuilds the environments as at `update` and steps them with recorded actions [K, B, ...]."""
@@ -72,7 +69,7 @@ class Collector:
             self.obs, self._bad = self._clean(self._envs.step(action).obs)
         self._envs.pop_episodes()
         if len(actions):
-            self._actions = [list(actions)]
+            self._actions = [actions]
 
     def collect(self) -> tuple[Trajectory, Episodes]:
         """One trajectory [T, B, ...] and the whole episodes that ended in it.
@@ -92,27 +89,28 @@ class Collector:
         self.obs, self._bad = trajectory.obs[-1].copy(), bad_obs[-1]
         return trajectory, self._envs.pop_episodes()
 
-    def _step_through(self) -> tuple[Trajectory, np.ndarray, list[np.ndarray]]:
+    def _step_through(self) -> tuple[Trajectory, np.ndarray, np.ndarray]:
         """T steps: the trajectory, which observations [T+1, B] were not finite, and the environments' actions."""
         family, encoder, shape = self._policy.family, self._policy.encoder, (self._time, self._envs.num_envs)
         obs = np.empty((shape[0] + 1, shape[1], *encoder.shape), encoder.dtype)
+        params = np.empty((*shape, family.size), np.float32)
         action = np.empty((*shape, *family.action_shape), family.action_dtype)
-        logp, reward, mask = (np.empty(shape, np.float32) for _ in range(3))
+        reward, mask = (np.empty(shape, np.float32) for _ in range(2))
         terminated, truncated = (np.empty(shape, bool) for _ in range(2))
         bad_obs = np.zeros((shape[0] + 1, shape[1]), bool)
         recorded = []
         obs[0], bad_obs[0] = self.obs, self._bad
-        counters = self.act_count + np.arange(self._time)
-        seeds = tf.unstack(tf.constant(np.stack([np.full(self._time, self._seed), counters], 1), tf.int32))
+        self._actor.refresh()
+        noise = family.noise(shape, tf.constant([self._seed, self.act_count], tf.int32)).numpy()
         for t in range(self._time):
-            drawn, drawn_logp, env_action = self._act(tf.constant(obs[t]), seeds[t])
-            action[t], logp[t] = drawn, drawn_logp
-            env_action = env_action.numpy()
+            params[t], action[t], env_action = self._actor(obs[t], noise[t])
             recorded.append(env_action)
             rows = self._envs.step(env_action)
             obs[t + 1], bad_obs[t + 1] = self._clean(rows.obs)
             reward[t], terminated[t], truncated[t], mask[t] = rows[1:]
-        return Trajectory(obs, action, logp, reward, terminated, truncated, mask), bad_obs, recorded
+        flat = (x.reshape(-1, *x.shape[2:]) for x in (params, action))
+        logp = self._policy.log_prob(*flat).numpy().reshape(shape)
+        return Trajectory(obs, action, logp, reward, terminated, truncated, mask), bad_obs, np.stack(recorded)
 
     def _clean(self, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Observations as stored, non-finite numbers replaced by 0, and which rows [B] had some."""

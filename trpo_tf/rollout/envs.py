@@ -46,6 +46,9 @@ class _EnvPool:
         self.observation_space = self._pool.observation_space
         self.action_space = self._pool.action_space
         self.max_episode_steps = self._pool.spec.config.max_episode_steps
+        self._dtype = self._pool.spec.action_array_spec["action"].dtype
+        ids = np.arange(num_envs, dtype=np.int32)
+        self._ids = {"env_id": ids, "players.env_id": ids}  # EnvPool would work them out anew at every step
         self._ended = np.zeros(num_envs, bool)
 
     def reset(self) -> np.ndarray:
@@ -60,7 +63,7 @@ class _EnvPool:
 
     def step(self, action: np.ndarray):
         """obs, reward, terminated, truncated of actions [B, ...]."""
-        obs, reward, terminated, truncated, info = self._pool.step(action)
+        obs, reward, terminated, truncated, info = self._pool.step({"action": action.astype(self._dtype)} | self._ids)
         if self._ended is not None and self._ended.any():
             if info["elapsed_step"][self._ended].any():
                 raise RuntimeError("EnvPool did not reset at the step after an episode's end, which rows rely on")
@@ -199,7 +202,7 @@ class Envs:
         terminated = terminated & valid
         truncated = truncated & valid & ~terminated
         self._length += valid
-        self._return += np.nan_to_num(reward, posinf=0.0, neginf=0.0)
+        self._return += reward if np.isfinite(reward.sum()) else np.nan_to_num(reward, posinf=0.0, neginf=0.0)
         ended = terminated | truncated
         self._cut = valid & ~ended & (self._length >= self._cut_at)
         self._finish(np.flatnonzero(ended), np.flatnonzero(ended | self._cut))
