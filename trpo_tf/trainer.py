@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections import deque
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,13 +76,13 @@ class Agent:
             config.max_invalid_rows,
         )
 
-    def step(self) -> metrics.Metrics:
-        """One trajectory and one update. Returns the metrics."""
+    def step(self) -> tuple[metrics.Metrics, Future]:
+        """One trajectory and one update. Returns the metrics, and those of the value fit once it has ended."""
         start = time.perf_counter()
         trajectory, episodes = self.collector.collect()
         collected = time.perf_counter()
         progress = min(1.0, self.env_steps / self.config.total_steps)
-        learned = self.learner.update(trajectory, self.update, progress)
+        learned, fit = self.learner.update(trajectory, self.update, progress)
         end = time.perf_counter()
         steps = int(trajectory.mask.sum())
         self.update += 1
@@ -89,7 +90,7 @@ class Agent:
         self.episodes += len(episodes.returns)
         self.returns.extend(episodes.returns)
         self.lengths.extend(episodes.lengths)
-        return {
+        row = {
             "update": self.update,
             "env_steps": self.env_steps,
             "env/episode_return": float(np.mean(self.returns)) if self.returns else None,
@@ -103,6 +104,7 @@ class Agent:
             "time/update_seconds": end - collected,
             "time/env_steps_per_second": steps / (end - start),
         }
+        return row, fit
 
     def rebuild_envs(self) -> None:
         """Starts fresh training environments, at a boundary that an undisturbed and a resumed run share."""
@@ -121,7 +123,8 @@ class Agent:
         return to_dict(self.config) | {"resume": False}
 
     def variables(self) -> dict[str, tf.Variable]:
-        """Every variable of policy and learner, by name."""
+        """Every variable of policy and learner, by name, when no value fit is under way."""
+        self.learner.wait()
         keras = self.policy.network.model.variables + self.policy.value_network.model.variables
         own = (*self.policy.normalizer.variables, *self.learner.reward_scaler.variables, *self.learner.adam.variables)
         return {v.path: v.value for v in keras} | {v.name: v for v in own}
@@ -194,6 +197,7 @@ class Agent:
             "evaluation": self.evaluation if known else None,
             "versions": versions(),
         }
+        self.learner.wait()
         scale = float(self.learner.reward_scaler.scale().numpy())
         return saved_model.save(self.policy, scale, metadata, export_dir)
 
@@ -269,8 +273,9 @@ def _loop(agent: Agent, directory: RunDirectory, metering, screen, stopping: thr
     first = agent.update + 1
     while agent.env_steps < config.total_steps and not stopping.is_set():
         try:
-            row = agent.step()
+            row, fit = agent.step()
         except EnvironmentFailure:
+            metering.flush()
             saver.save(agent)
             raise
         boundary = agent.update % config.checkpoint_every == 0
@@ -278,8 +283,9 @@ def _loop(agent: Agent, directory: RunDirectory, metering, screen, stopping: thr
             _evaluate_best(agent, directory, row)
         if boundary:
             agent.rebuild_envs()
-        metering.write(row | {"time/elapsed_seconds": time.perf_counter() - start})
+        metering.write(row | {"time/elapsed_seconds": time.perf_counter() - start}, fit)
         if boundary:
+            metering.flush()
             saver.save(agent)
         if config.export_every and agent.update % config.export_every == 0:
             with metrics.forgiving("export"):
@@ -287,6 +293,7 @@ def _loop(agent: Agent, directory: RunDirectory, metering, screen, stopping: thr
         if agent.update == first:
             gc.collect()
             gc.freeze()  # TensorFlow's graphs are many objects; walking them again and again costs a tenth of the time
+    metering.flush()
     if agent.env_steps < config.total_steps:
         saver.save(agent, last=True)
         screen.say(f"stopped after {agent.env_steps:,} steps; go on with --resume --run_dir={directory.path}")

@@ -149,8 +149,8 @@ def ten_updates():
 
     agent.collector.collect = compared
     for _ in range(10):
-        learned = agent.step()
-        rows[-1] |= learned
+        learned, fit = agent.step()
+        rows[-1] |= learned | fit.result()
     agent.collector.close()
     return agent, rows
 
@@ -167,6 +167,21 @@ def test_ratio_is_one_and_kl_within_bounds_on_fresh_data(ten_updates):
 def test_kl_is_zero_before_the_step(ten_updates):
     _, rows = ten_updates
     assert [row["kl_before"] for row in rows] == [pytest.approx(0.0, abs=1e-10)] * 10
+
+
+def test_a_value_fit_beside_the_next_trajectory_changes_no_bit(tiny):
+    def run(patient):
+        agent = Agent(tiny())
+        agent.start()
+        for _ in range(4):
+            _, fit = agent.step()
+            if patient:
+                agent.learner.wait()
+        agent.collector.close()
+        variables = {name: variable.numpy().tobytes() for name, variable in agent.variables().items()}
+        return variables, fit.result()["value/loss"]
+
+    assert run(True) == run(False)
 
 
 def test_nothing_retraces_after_the_first_update(ten_updates):
@@ -197,7 +212,7 @@ def test_max_step_counts_natural_gradients_of_the_return_in_its_deviations(tiny,
     trajectory, _ = agent.collector.collect()
     rows = config.time_steps * config.num_envs
     values = agent.policy.values(agent.policy.preprocess(trajectory.obs.reshape(-1, trajectory.obs.shape[-1])))
-    metrics = agent.learner.update(trajectory, 0, 0.0)
+    metrics, _ = agent.learner.update(trajectory, 0, 0.0)
     std = float(agent.learner.reward_scaler.std())
     reward = tf.constant(trajectory.reward / (std if scale_reward else 1.0), tf.float32)
     flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)

@@ -1,6 +1,7 @@
 """progress.csv over interruptions, and places that fail."""
 
 import csv
+from concurrent.futures import Future
 
 from trpo_tf.run import metrics
 from trpo_tf.run.metrics import Csv, Metering, read_csv
@@ -8,6 +9,12 @@ from trpo_tf.run.metrics import Csv, Metering, read_csv
 
 def row(update, value=1.5):
     return {"update": update, "env_steps": 10 * update, "env/episode_return": value, "eval/episode_return": None}
+
+
+def done():
+    future = Future()
+    future.set_result({})
+    return future
 
 
 def test_rows_are_written_and_read_back(tmp_path):
@@ -59,7 +66,9 @@ def test_rows_that_a_full_disk_refused_are_written_later(tmp_path):
     place.write(row(1))
     path.rename(tmp_path / "aside")
     path.mkdir()
-    Metering(place).write(row(2))
+    metering = Metering(place)
+    metering.write(row(2), done())
+    metering.flush()
     path.rmdir()
     (tmp_path / "aside").rename(path)
     place.write(row(3))
@@ -76,10 +85,27 @@ def test_a_place_that_fails_is_named_once_and_the_others_go_on(capsys):
 
     good = Good()
     metering = Metering(Broken(), good)
-    metering.write(row(1))
-    metering.write(row(2))
+    metering.write(row(1), done())
+    metering.write(row(2), done())
+    metering.flush()
     assert len(good) == 2
     assert capsys.readouterr().err.count("Broken failed, training goes on") == 1
+
+
+def test_a_row_waits_for_the_rest_of_it_and_is_written_once():
+    class Place(list):
+        write = list.append
+
+    place, rest = Place(), Future()
+    metering = Metering(place)
+    metering.write({"update": 1}, rest)
+    assert place == []
+    rest.set_result({"value/loss": 0.5})
+    metering.write({"update": 2}, done())
+    assert place == [{"update": 1, "value/loss": 0.5}]
+    metering.flush()
+    metering.flush()
+    assert place[1:] == [{"update": 2}]
 
 
 def test_tensorboard_reads_what_was_written(tmp_path):

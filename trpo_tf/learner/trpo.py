@@ -3,6 +3,9 @@
 Reference: Schulman, Levine, Moritz, Jordan, Abbeel 2015, "Trust Region Policy Optimization", section 6 and appendix C.
 """
 
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -101,6 +104,9 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
 class TRPO(tf.Module):
     """The learner: a thin shell of state around `policy_step` and the value fit.
 
+    Neither needs the other, and acting needs the policy only: the value fit runs in a thread of its own, beside the
+    policy step and the trajectory that follows, until the next update or `wait`.
+
     Args:
       policy: updated in place.
       config: its advantages, trust region and value fit groups are read.
@@ -114,9 +120,16 @@ class TRPO(tf.Module):
         self.adam = value_fit.AdamState(policy.value_network.size)
         self._config = config
         self._seed = seed
+        self._thread = ThreadPoolExecutor(1, "value_fit")
+        self._fit: Future | None = None
 
-    def update(self, trajectory: Trajectory, update: int, progress: float) -> dict[str, float | str]:
-        """Learns from one trajectory: values, advantages, policy step, value fit, then the normaliser.
+    def wait(self) -> None:
+        """Lets a value fit under way end; the value network and its optimiser may not be read before."""
+        if self._fit is not None:
+            self._fit.result()
+
+    def update(self, trajectory: Trajectory, update: int, progress: float) -> tuple[dict[str, float | str], Future]:
+        """Learns from one trajectory: values, advantages, value fit, policy step, then the normaliser.
 
         Args:
           trajectory: [T, B, ...], made by this policy with the normaliser it has now.
@@ -124,22 +137,27 @@ class TRPO(tf.Module):
           progress: share of the training done, in [0, 1]; drives the decay of max_kl and of the learning rate.
 
         Returns:
-          Metrics by name.
+          Metrics by name, and those of the value fit once it has ended.
         """
         config = self._config
+        self.wait()
         batch, features, advantage_std = self._prepare(trajectory)
         seed = tf.constant([self._seed, update], tf.int32)
         left = 1.0 - progress
         max_kl = config.max_kl * (left if config.max_kl_decay else 1.0)
         learning_rate = config.value_learning_rate * (left if config.value_learning_rate_decay else 1.0)
+        self._fit = self._thread.submit(self._timed_fit, batch, seed, tf.constant(learning_rate, tf.float32))
         metrics = self._policy_step(batch, seed, tf.constant(max_kl, tf.float64), advantage_std)
-        order = self._order(seed)
-        metrics |= self._fit_values(batch, order, tf.constant(learning_rate, tf.float32))
         self._commit(features, batch.mask)
-        metrics = {name: value.numpy().item() for name, value in metrics.items()}
+        metrics = _numbers(metrics)
         metrics["policy/reason"] = trust_region.REASONS[metrics["policy/reason"]]
         metrics["cg/reason"] = conjugate_gradient.REASONS[metrics["cg/reason"]]
-        return metrics
+        return metrics, self._fit
+
+    def _timed_fit(self, batch: Batch, seed, learning_rate) -> dict[str, float]:
+        start = time.perf_counter()
+        metrics = _numbers(self._fit_values(batch, self._order(seed), learning_rate))
+        return metrics | {"time/value_fit_seconds": time.perf_counter() - start}
 
     @tf.function(autograph=False, jit_compile=True)
     def _prepare(self, trajectory: Trajectory):
@@ -212,3 +230,7 @@ class TRPO(tf.Module):
     @tf.function(autograph=False, jit_compile=True)
     def _commit(self, raw, mask):
         self.policy.normalizer.commit(raw, mask)
+
+
+def _numbers(metrics: dict[str, tf.Tensor]) -> dict[str, float]:
+    return {name: value.numpy().item() for name, value in metrics.items()}

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import rich.console
@@ -199,12 +200,22 @@ class Metering:
     def __init__(self, *places):
         self._places = places
         self._named: set[str] = set()
+        self._waiting: tuple[Metrics, Future] | None = None
 
-    def write(self, metrics: Metrics) -> None:
-        """Hands an update's metrics to every place."""
+    def write(self, metrics: Metrics, rest: Future) -> None:
+        """Takes an update's metrics, which every place gets with the rest of them at the next call or `flush`."""
+        self.flush()
+        self._waiting = metrics, rest
+
+    def flush(self) -> None:
+        """Hands over what waits, once the rest of it is there."""
+        if self._waiting is None:
+            return
+        metrics, rest = self._waiting
+        self._waiting = None
         for place in self._places:
             with forgiving(type(place).__name__, self._named):
-                place.write(metrics)
+                place.write(metrics | rest.result())
 
 
 @contextlib.contextmanager

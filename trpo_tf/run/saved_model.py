@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from trpo_tf.policy.actor import direct
 from trpo_tf.policy.policy import Policy
 from trpo_tf.run.checkpoint import sync_directory, write_file
 
@@ -174,6 +175,7 @@ class LoadedPolicy:
         self._model = tf.saved_model.load(str(self.path))
         metadata = self.path / _METADATA
         self.metadata = json.loads(metadata.read_text(encoding="utf-8")) if metadata.exists() else {}
+        self._functions = {name: direct(function) for name, function in self._model.signatures.items()}
         spec = self._model.signatures["serving_default"].structured_input_signature[1]["observation"]
         self._rank, self._dtype = spec.shape.rank, spec.dtype.as_numpy_dtype
 
@@ -192,13 +194,13 @@ class LoadedPolicy:
     def _answer(self, signature: str, obs, **inputs) -> dict[str, np.ndarray]:
         obs = np.asarray(obs, self._dtype)
         single = obs.ndim == self._rank - 1
-        specs = self._model.signatures[signature].structured_input_signature[1]
-        inputs = {name: np.asarray(value, specs[name].dtype.as_numpy_dtype) for name, value in inputs.items()}
+        function = self._model.signatures[signature]
+        specs = function.structured_input_signature[1]
         given = {"observation": obs} | inputs
-        if single:
-            given = {name: value[None] for name, value in given.items()}
-        outputs = self._model.signatures[signature](**{name: tf.constant(value) for name, value in given.items()})
-        return {name: (value.numpy()[0] if single else value.numpy()) for name, value in outputs.items()}
+        arrays = [np.asarray(given[name], specs[name].dtype.as_numpy_dtype) for name in sorted(specs)]
+        outputs = self._functions[signature](*(tf.constant(array[None] if single else array) for array in arrays))
+        names = sorted(function.structured_outputs)
+        return {name: value.numpy()[0 if single else ...] for name, value in zip(names, outputs, strict=True)}
 
 
 def _newest_version(directory: Path) -> Path:

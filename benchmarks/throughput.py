@@ -1,0 +1,241 @@
+"""Environment steps per second of whole training, against the peers and the simulator alone, in one run.
+
+    pip install -e '.[benchmark]'
+    python benchmarks/throughput.py                               # every environment and system, half an hour
+    python benchmarks/throughput.py --envs=HalfCheetah-v5 --repeats=5
+
+The same for all: 2048 rows per update, networks 64-64, 10 passes of the value fit in minibatches of 128. (Tianshou's
+TRPO would take a policy step for every minibatch; its 10 passes are over the whole batch.) Systems take turns, each
+measurement in a process of its own; the table has medians. Compilation and the first update are left out, periodic
+evaluation is not: only this project does any, with its defaults. `recipe` is the recipe that the returns are reported
+with, against sb3-contrib with its own published one. Writes results/throughput.json, .md and .png.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+RESULTS = Path(__file__).resolve().parent / "results"
+ROWS, EPOCHS, MINIBATCH = 2048, 10, 128
+OURS, RECIPE = "trpo_tf", "trpo_tf recipe"
+SB3, SB3_ZOO, TIANSHOU, SIMULATOR = "sb3-contrib", "sb3-contrib rl-zoo", "tianshou envpool", "simulator"
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("envs", ["HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "CartPole-v1"], "environments")
+flags.DEFINE_list(
+    "systems",
+    [f"{OURS}:{n}" for n in (16, 64, 128)]
+    + [RECIPE, f"{SB3}:1", f"{SB3}:16", SB3_ZOO, f"{TIANSHOU}:16", f"{SIMULATOR}:16", f"{SIMULATOR}:64"],
+    "what to measure, name:environments",
+)
+flags.DEFINE_integer("repeats", 3, "measurements of each; the median counts", lower_bound=1)
+flags.DEFINE_float("seconds", 12.0, "about how long one measurement takes, start-up left out", lower_bound=1.0)
+flags.DEFINE_string("measure", "", "internal: the system that this process measures")
+
+
+def ours(env: str, seconds: float, settings: dict) -> float:
+    """This project: a whole run, everything on, by its progress.csv."""
+    import trpo_tf
+    from trpo_tf.run.metrics import read_csv
+
+    with tempfile.TemporaryDirectory() as directory:
+        config = trpo_tf.Config(env=env, run_dir=directory, total_steps=int(seconds * 20_000), **settings)
+        trpo_tf.train(config)
+        rows = read_csv(Path(directory) / "progress.csv")
+    spent = float(rows[-1]["time/elapsed_seconds"]) - float(rows[0]["time/elapsed_seconds"])
+    return (int(rows[-1]["env_steps"]) - int(rows[0]["env_steps"])) / spent
+
+
+def sb3(env: str, seconds: float, num_envs: int, steps: int, **settings) -> float:
+    """sb3-contrib's TRPO on its own vector environments."""
+    from sb3_contrib import TRPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+
+    starts = []
+
+    class Clock(BaseCallback):
+        def _on_rollout_start(self):
+            starts.append(time.perf_counter())
+
+        def _on_step(self):
+            return len(starts) < 3 or starts[-1] - starts[1] < seconds
+
+    model = TRPO(
+        "MlpPolicy",
+        make_vec_env(env, num_envs),
+        n_steps=steps,
+        batch_size=MINIBATCH,
+        policy_kwargs={"net_arch": [64, 64]},
+        device="cpu",
+        **settings,
+    )
+    model.learn(10**9, callback=Clock())
+    return num_envs * steps * (len(starts) - 2) / (starts[-1] - starts[1])
+
+
+def tianshou(env: str, seconds: float, num_envs: int) -> float:
+    """Tianshou's TRPO on EnvPool."""
+    import envpool
+    import gymnasium as gym
+    import torch
+    from tianshou.algorithm import TRPO
+    from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
+    from tianshou.algorithm.optim import AdamOptimizerFactory
+    from tianshou.data import Collector, VectorReplayBuffer
+    from tianshou.utils.net.common import Net
+    from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
+    from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
+    from torch.distributions import Categorical, Independent, Normal
+
+    envs = envpool.make_gymnasium(env, num_envs=num_envs, seed=0, num_threads=2)
+    space = envs.action_space
+    shape = envs.observation_space.shape
+
+    def net():
+        return Net(state_shape=shape, hidden_sizes=[64, 64], activation=torch.nn.Tanh)
+
+    if isinstance(space, gym.spaces.Box):
+        actor = ContinuousActorProbabilistic(preprocess_net=net(), action_shape=space.shape, unbounded=True)
+        critic = ContinuousCritic(preprocess_net=net())
+
+        def distribution(params):
+            return Independent(Normal(*params), 1)
+    else:
+        actor = DiscreteActor(preprocess_net=net(), action_shape=space.n, softmax_output=False)
+        critic = DiscreteCritic(preprocess_net=net())
+
+        def distribution(params):
+            return Categorical(logits=params)
+
+    policy = ProbabilisticActorPolicy(
+        actor=actor, dist_fn=distribution, action_space=space, action_scaling=isinstance(space, gym.spaces.Box)
+    )
+    algorithm = TRPO(policy=policy, critic=critic, optim=AdamOptimizerFactory(lr=1e-3), optim_critic_iters=EPOCHS)
+    collector = Collector(algorithm, envs, VectorReplayBuffer(ROWS, num_envs))
+    collector.reset()
+
+    def update():
+        from tianshou.utils.torch_utils import policy_within_training_step
+
+        with policy_within_training_step(policy):
+            collector.collect(n_step=ROWS)
+            algorithm.update(buffer=collector.buffer, batch_size=None, repeat=1)
+        collector.reset_buffer(keep_statistics=True)
+
+    return repeated(update, ROWS, seconds)
+
+
+def simulator(env: str, seconds: float, num_envs: int) -> float:
+    """EnvPool alone, random actions, two threads."""
+    import envpool
+    import numpy as np
+
+    pool = envpool.make_gymnasium(env, num_envs=num_envs, seed=0, num_threads=2)
+    pool.reset()
+    pool.action_space.seed(0)
+    actions = [np.stack([pool.action_space.sample() for _ in range(num_envs)]) for _ in range(64)]
+
+    def update():
+        for action in actions:
+            pool.step(action)
+
+    return repeated(update, 64 * num_envs, seconds / 4)
+
+
+def repeated(update, rows: int, seconds: float) -> float:
+    """Rows per second of an update, the first one left out."""
+    update()
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        update()
+        count += 1
+    return count * rows / (time.perf_counter() - start)
+
+
+def measure(system: str, env: str, seconds: float) -> float:
+    """Steps per second of one system, in this process."""
+    name, _, count = system.partition(":")
+    num_envs = int(count or 0)
+    if name == OURS:
+        settings = {"num_envs": num_envs, "steps_per_update": ROWS, "value_epochs": EPOCHS}
+        return ours(env, seconds, settings | {"value_minibatch_size": MINIBATCH})
+    if name == RECIPE:
+        return ours(env, seconds, {})
+    if name == SB3:
+        return sb3(env, seconds, num_envs, ROWS // num_envs, n_critic_updates=EPOCHS)
+    if name == SB3_ZOO:
+        return sb3(env, seconds, 2, 1024, n_critic_updates=20, cg_max_steps=25)
+    return {TIANSHOU: tianshou, SIMULATOR: simulator}[name](env, seconds, num_envs)
+
+
+def table(results: dict[str, dict[str, list[float]]]) -> str:
+    """Medians, and how many times as fast this project is at its best and with its recipe."""
+    lines = [
+        "| environment | system | steps/s | least, most | our best is | our recipe is |",
+        "|---|---|---|---|---|---|",
+    ]
+    for env, systems in results.items():
+        medians = {name: statistics.median(values) for name, values in systems.items() if values}
+        best = max((value for name, value in medians.items() if name.startswith(f"{OURS}:")), default=None)
+        for name, value in medians.items():
+            ratios = [f"{mine / value:.2f} x" if mine else "" for mine in (best, medians.get(RECIPE))]
+            spread = f"{min(systems[name]):,.0f}, {max(systems[name]):,.0f}"
+            lines.append(f"| {env} | {name} | {value:,.0f} | {spread} | {ratios[0]} | {ratios[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """Bars of the medians, one panel per environment."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(results), figsize=(4.5 * len(results), 3.5), squeeze=False, layout="constrained")
+    for axis, (env, systems) in zip(axes[0], results.items(), strict=True):
+        names = list(systems)[::-1]
+        colors = ["tab:blue" if n.startswith("trpo_tf") else "0.8" if n.startswith(SIMULATOR) else "0.5" for n in names]
+        axis.barh(names, [statistics.median(systems[name]) for name in names], color=colors)
+        axis.set_title(env)
+        axis.set_xlabel("environment steps per second")
+    figure.savefig(path, dpi=120)
+
+
+def main(argv):
+    """Measures in turns and writes what was found."""
+    del argv
+    if FLAGS.measure:
+        print(json.dumps(measure(FLAGS.measure, FLAGS.envs[0], FLAGS.seconds)))
+        return
+    results: dict[str, dict[str, list[float]]] = {env: {name: [] for name in FLAGS.systems} for env in FLAGS.envs}
+    for turn in range(FLAGS.repeats):
+        for env in FLAGS.envs:
+            for system in FLAGS.systems:
+                command = [
+                    sys.executable,
+                    __file__,
+                    f"--measure={system}",
+                    f"--envs={env}",
+                    f"--seconds={FLAGS.seconds}",
+                ]
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    sys.exit(f"{system} on {env} failed:\n{done.stderr[-2000:]}")
+                results[env][system].append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"{turn + 1}/{FLAGS.repeats} {env} {system}: {results[env][system][-1]:,.0f} steps/s", flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "throughput.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "throughput.md").write_text(table(results), encoding="utf-8")
+    plot(results, RESULTS / "throughput.png")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    app.run(main)
