@@ -4,7 +4,7 @@ ENV ?= Hopper-v5
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: install train test test-all lint format lock clean
+.PHONY: install train test test-all lint format peers lock clean
 
 install: .venv/installed
 
@@ -30,6 +30,15 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
+# What benchmarks/ compare with; PyTorch and TensorFlow crash in one process, so it is an environment of its own.
+peers: .venv-peers/installed
+
+.venv-peers/installed:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check \
+		'sb3-contrib>=2.7' 'tianshou>=2.0' envpool 'gymnasium[mujoco]' absl-py
+	touch $@
+
 # Renews requirements.lock with the newest releases that setup.py allows.
 lock:
 	$(PYTHON) -m venv .venv-lock
@@ -38,4 +47,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .ruff_cache

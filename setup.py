@@ -29,9 +29,9 @@ setup(
         "tensorflow>=2.20",
         "tensorflow-probability>=0.25",
         "tf-keras>=2.20",
+        "threadpoolctl>=3.5",
     ],
     extras_require={
-        "benchmark": ["sb3-contrib>=2.7", "tianshou>=2.0"],
         "video": ["moviepy>=2.0"],
         "dev": ["pre-commit>=4.0", "pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.12"],
     },

@@ -1,10 +1,10 @@
 """Time of one answer: the SavedModel against the live policy and against stable-baselines3's predict.
 
-    pip install -e '.[benchmark]'
+    make peers                                # their own environment, .venv-peers
     python benchmarks/inference.py
 
-All policies are untrained networks 64-64 for HalfCheetah-v5, answering deterministically, in turns in one process, on
-fresh observations. Writes results/inference.md.
+All policies are untrained networks 64-64 for HalfCheetah-v5, answering deterministically, on fresh
+observations; the peer in a process of its own, between two measurements of ours. Writes results/inference.md.
 """
 
 import tempfile
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import app, flags
+from peers import ask
 
 import trpo_tf
 from trpo_tf.policy.actor import Actor
@@ -27,6 +28,18 @@ flags.DEFINE_integer("calls", 2000, "calls of each", lower_bound=10)
 flags.DEFINE_bool("peer", True, "measure stable-baselines3 too")
 
 
+def timed(answer, batch: int, batched: bool) -> list[float]:
+    """Microseconds of each answer to a batch of observations; a single one comes without a batch unless `batched`."""
+    random, times = np.random.default_rng(0), []
+    for _ in range(FLAGS.calls + 50):
+        obs = random.standard_normal((batch, 17)).astype(np.float32)
+        given = obs if batched or batch > 1 else obs[0]
+        start = time.perf_counter()
+        answer(given)
+        times.append(1e6 * (time.perf_counter() - start))
+    return times[50:]
+
+
 def main(argv):
     """Measures and writes the table."""
     del argv
@@ -37,23 +50,13 @@ def main(argv):
         "SavedModel, load_policy": policy.action,
         "live policy, as it acts in training": Actor(agent.policy).greedy,
     }
-    if FLAGS.peer:
-        from sb3_contrib import TRPO
-
-        model = TRPO("MlpPolicy", ENV, policy_kwargs={"net_arch": [64, 64]}, device="cpu")
-        answers["stable-baselines3 predict"] = lambda obs: model.predict(obs, deterministic=True)[0]
     lines = ["| observations | who | p50, us | p99, us |", "|---|---|---|---|"]
-    random = np.random.default_rng(0)
     for batch in map(int, FLAGS.batches):
-        times = {name: [] for name in answers}
-        for call in range(FLAGS.calls + 50):
-            obs = random.standard_normal((batch, 17)).astype(np.float32)
-            for name, answer in answers.items():
-                given = obs[0] if batch == 1 and not name.startswith("live") else obs
-                start = time.perf_counter()
-                answer(given)
-                if call >= 50:
-                    times[name].append(1e6 * (time.perf_counter() - start))
+        times = {name: timed(answer, batch, name.startswith("live")) for name, answer in answers.items()}
+        if FLAGS.peer:
+            times["stable-baselines3 predict"] = ask(task="predict", env=ENV, rows=batch, repeats=FLAGS.calls)
+        for name, answer in answers.items():
+            times[name] += timed(answer, batch, name.startswith("live"))
         for name, values in times.items():
             lines.append(f"| {batch} | {name} | {np.percentile(values, 50):.0f} | {np.percentile(values, 99):.0f} |")
     text = "\n".join(lines) + "\n"

@@ -1,6 +1,6 @@
 """Environment steps per second of whole training, against the peers and the simulator alone, in one run.
 
-    pip install -e '.[benchmark]'
+    make peers                                                    # their own environment, .venv-peers
     python benchmarks/throughput.py                               # every environment and system, half an hour
     python benchmarks/throughput.py --envs=HalfCheetah-v5 --repeats=5
 
@@ -16,10 +16,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from absl import app, flags
+from peers import ask, repeated
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROWS, EPOCHS, MINIBATCH = 2048, 10, 128
@@ -52,86 +52,6 @@ def ours(env: str, seconds: float, settings: dict) -> float:
     return (int(rows[-1]["env_steps"]) - int(rows[0]["env_steps"])) / spent
 
 
-def sb3(env: str, seconds: float, num_envs: int, steps: int, **settings) -> float:
-    """sb3-contrib's TRPO on its own vector environments."""
-    from sb3_contrib import TRPO
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_vec_env
-
-    starts = []
-
-    class Clock(BaseCallback):
-        def _on_rollout_start(self):
-            starts.append(time.perf_counter())
-
-        def _on_step(self):
-            return len(starts) < 3 or starts[-1] - starts[1] < seconds
-
-    model = TRPO(
-        "MlpPolicy",
-        make_vec_env(env, num_envs),
-        n_steps=steps,
-        batch_size=MINIBATCH,
-        policy_kwargs={"net_arch": [64, 64]},
-        device="cpu",
-        **settings,
-    )
-    model.learn(10**9, callback=Clock())
-    return num_envs * steps * (len(starts) - 2) / (starts[-1] - starts[1])
-
-
-def tianshou(env: str, seconds: float, num_envs: int) -> float:
-    """Tianshou's TRPO on EnvPool."""
-    import envpool
-    import gymnasium as gym
-    import torch
-    from tianshou.algorithm import TRPO
-    from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
-    from tianshou.algorithm.optim import AdamOptimizerFactory
-    from tianshou.data import Collector, VectorReplayBuffer
-    from tianshou.utils.net.common import Net
-    from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
-    from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
-    from torch.distributions import Categorical, Independent, Normal
-
-    envs = envpool.make_gymnasium(env, num_envs=num_envs, seed=0, num_threads=2)
-    space = envs.action_space
-    shape = envs.observation_space.shape
-
-    def net():
-        return Net(state_shape=shape, hidden_sizes=[64, 64], activation=torch.nn.Tanh)
-
-    if isinstance(space, gym.spaces.Box):
-        actor = ContinuousActorProbabilistic(preprocess_net=net(), action_shape=space.shape, unbounded=True)
-        critic = ContinuousCritic(preprocess_net=net())
-
-        def distribution(params):
-            return Independent(Normal(*params), 1)
-    else:
-        actor = DiscreteActor(preprocess_net=net(), action_shape=space.n, softmax_output=False)
-        critic = DiscreteCritic(preprocess_net=net())
-
-        def distribution(params):
-            return Categorical(logits=params)
-
-    policy = ProbabilisticActorPolicy(
-        actor=actor, dist_fn=distribution, action_space=space, action_scaling=isinstance(space, gym.spaces.Box)
-    )
-    algorithm = TRPO(policy=policy, critic=critic, optim=AdamOptimizerFactory(lr=1e-3), optim_critic_iters=EPOCHS)
-    collector = Collector(algorithm, envs, VectorReplayBuffer(ROWS, num_envs))
-    collector.reset()
-
-    def update():
-        from tianshou.utils.torch_utils import policy_within_training_step
-
-        with policy_within_training_step(policy):
-            collector.collect(n_step=ROWS)
-            algorithm.update(buffer=collector.buffer, batch_size=None, repeat=1)
-        collector.reset_buffer(keep_statistics=True)
-
-    return repeated(update, ROWS, seconds)
-
-
 def simulator(env: str, seconds: float, num_envs: int) -> float:
     """EnvPool alone, random actions, two threads."""
     import envpool
@@ -149,16 +69,6 @@ def simulator(env: str, seconds: float, num_envs: int) -> float:
     return repeated(update, 64 * num_envs, seconds / 4)
 
 
-def repeated(update, rows: int, seconds: float) -> float:
-    """Rows per second of an update, the first one left out."""
-    update()
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        update()
-        count += 1
-    return count * rows / (time.perf_counter() - start)
-
-
 def measure(system: str, env: str, seconds: float) -> float:
     """Steps per second of one system, in this process."""
     name, _, count = system.partition(":")
@@ -168,11 +78,14 @@ def measure(system: str, env: str, seconds: float) -> float:
         return ours(env, seconds, settings | {"value_minibatch_size": MINIBATCH})
     if name == RECIPE:
         return ours(env, seconds, {})
+    shared = {"task": "throughput", "env": env, "seconds": seconds, "rows": ROWS, "epochs": EPOCHS}
     if name == SB3:
-        return sb3(env, seconds, num_envs, ROWS // num_envs, n_critic_updates=EPOCHS)
+        return ask(**shared, system="sb3-contrib", num_envs=num_envs)
     if name == SB3_ZOO:
-        return sb3(env, seconds, 2, 1024, n_critic_updates=20, cg_max_steps=25)
-    return {TIANSHOU: tianshou, SIMULATOR: simulator}[name](env, seconds, num_envs)
+        return ask(**shared | {"epochs": 20}, system="sb3-contrib", num_envs=2, cg_iterations=25)
+    if name == TIANSHOU:
+        return ask(**shared, system="tianshou", num_envs=num_envs)
+    return simulator(env, seconds, num_envs)
 
 
 def table(results: dict[str, dict[str, list[float]]]) -> str:

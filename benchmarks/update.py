@@ -1,6 +1,6 @@
 """Time of one update and of its parts over batch and network size, against sb3-contrib's and against the floor.
 
-    pip install -e '.[benchmark]'
+    make peers                                                    # their own environment, .venv-peers
     python benchmarks/update.py                                   # a quarter of an hour
     python benchmarks/update.py --rows=2048,16384 --hidden=64 --nopeer
 
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
+from peers import ask
 
 import trpo_tf
 from trpo_tf.learner import conjugate_gradient, fisher, trpo
@@ -117,29 +118,9 @@ def parts(rows: int, hidden: int) -> dict:
     }
 
 
-def peer(rows: int, hidden: int):
-    """sb3-contrib's train() on a full buffer."""
-    from sb3_contrib import TRPO
-    from stable_baselines3.common.env_util import make_vec_env
-
-    model = TRPO(
-        "MlpPolicy",
-        make_vec_env(ENV, ENVS),
-        n_steps=rows // ENVS,
-        batch_size=128,
-        n_critic_updates=EPOCHS,
-        policy_kwargs={"net_arch": [hidden, hidden]},
-        device="cpu",
-    )
-    model.learn(rows)
-    return model.train
-
-
 def timed(rows: int, hidden: int) -> dict[str, float]:
     """Medians in milliseconds."""
     functions = parts(rows, hidden)
-    if FLAGS.peer:
-        functions["sb3-contrib update"] = peer(rows, hidden)
     times = {name: [] for name in functions}
     for turn in range(FLAGS.repeats + 1):
         for name, function in functions.items():
@@ -149,6 +130,9 @@ def timed(rows: int, hidden: int) -> dict[str, float]:
                 times[name].append(1e3 * (time.perf_counter() - start))
     result = {name: statistics.median(values) for name, values in times.items()}
     result["Fisher product"] = (result.pop("CG, 20") - result["CG, 10"]) / 10
+    if FLAGS.peer:
+        asked = {"rows": rows, "hidden": hidden, "num_envs": ENVS, "epochs": EPOCHS, "repeats": FLAGS.repeats}
+        result["sb3-contrib update"] = statistics.median(ask(task="update", env=ENV, **asked))
     return result
 
 

@@ -85,7 +85,6 @@ class Config:
     scale_reward: bool = _field(True, _ADV, "divide rewards by the running std of the discounted return, clip 10 (E20)")
 
     max_kl: float = _field(0.03, _TRPO, "largest mean KL(old || new) of an update (measured; TRPO: 0.01)", above=0)
-    max_kl_decay: bool = _field(False, _TRPO, "let it fall linearly to 0 over --total_steps")
     max_step: float = _field(
         0.1,
         _TRPO,

@@ -134,7 +134,7 @@ class TRPO(tf.Module):
         Args:
           trajectory: [T, B, ...], made by this policy with the normaliser it has now.
           update: its number; draws are keyed by it.
-          progress: share of the training done, in [0, 1]; drives the decay of max_kl and of the learning rate.
+          progress: share of the training done, in [0, 1]; drives the decay of the learning rate.
 
         Returns:
           Metrics by name, and those of the value fit once it has ended.
@@ -143,11 +143,10 @@ class TRPO(tf.Module):
         self.wait()
         batch, features, advantage_std = self._prepare(trajectory)
         seed = tf.constant([self._seed, update], tf.int32)
-        left = 1.0 - progress
-        max_kl = config.max_kl * (left if config.max_kl_decay else 1.0)
-        learning_rate = config.value_learning_rate * (left if config.value_learning_rate_decay else 1.0)
+        max_kl = tf.constant(config.max_kl, tf.float64)
+        learning_rate = config.value_learning_rate * (1.0 - progress if config.value_learning_rate_decay else 1.0)
         self._fit = self._thread.submit(self._timed_fit, batch, seed, tf.constant(learning_rate, tf.float32))
-        metrics = self._policy_step(batch, seed, tf.constant(max_kl, tf.float64), advantage_std)
+        metrics = self._policy_step(batch, seed, max_kl, advantage_std)
         self._commit(features, batch.mask)
         metrics = _numbers(metrics)
         metrics["policy/reason"] = trust_region.REASONS[metrics["policy/reason"]]

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import tensorflow as tf
+import threadpoolctl
 
 from trpo_tf.policy.distributions import GaussianHead
 from trpo_tf.policy.policy import Policy
@@ -26,7 +27,12 @@ class Actor:
     def __init__(self, policy: Policy):
         self._policy = policy
         self._layers, self._constants, self._call = None, None, None
+        self._blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
         self.refresh()
+
+    def alone(self):
+        """A context in which NumPy multiplies in the calling thread, and the cores are left to the environments."""
+        return self._blas.limit(limits=1)
 
     def refresh(self) -> None:
         """Takes over the policy's parameters, its normaliser's too."""

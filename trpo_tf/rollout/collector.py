@@ -102,12 +102,13 @@ class Collector:
         obs[0], bad_obs[0] = self.obs, self._bad
         self._actor.refresh()
         noise = family.noise(shape, tf.constant([self._seed, self.act_count], tf.int32)).numpy()
-        for t in range(self._time):
-            params[t], action[t], env_action = self._actor(obs[t], noise[t])
-            recorded.append(env_action)
-            rows = self._envs.step(env_action)
-            obs[t + 1], bad_obs[t + 1] = self._clean(rows.obs)
-            reward[t], terminated[t], truncated[t], mask[t] = rows[1:]
+        with self._actor.alone():
+            for t in range(self._time):
+                params[t], action[t], env_action = self._actor(obs[t], noise[t])
+                recorded.append(env_action)
+                rows = self._envs.step(env_action)
+                obs[t + 1], bad_obs[t + 1] = self._clean(rows.obs)
+                reward[t], terminated[t], truncated[t], mask[t] = rows[1:]
         flat = (x.reshape(-1, *x.shape[2:]) for x in (params, action))
         logp = self._policy.log_prob(*flat).numpy().reshape(shape)
         return Trajectory(obs, action, logp, reward, terminated, truncated, mask), bad_obs, np.stack(recorded)

@@ -198,15 +198,16 @@ class Envs:
             ids = np.flatnonzero(self._cut)
             obs = np.array(obs)
             obs[ids] = self._backend.reset_at(ids)
-        reward = np.where(valid, reward, 0.0)
-        terminated = terminated & valid
-        truncated = truncated & valid & ~terminated
+        if self._ended.any():
+            reward, terminated, truncated = np.where(valid, reward, 0.0), terminated & valid, truncated & valid
+        truncated = truncated & ~terminated
         self._length += valid
         self._return += reward if np.isfinite(reward.sum()) else np.nan_to_num(reward, posinf=0.0, neginf=0.0)
         ended = terminated | truncated
         self._cut = valid & ~ended & (self._length >= self._cut_at)
-        self._finish(np.flatnonzero(ended), np.flatnonzero(ended | self._cut))
         self._ended = ended | self._cut
+        if self._ended.any():
+            self._finish(np.flatnonzero(ended), np.flatnonzero(self._ended))
         return Rows(obs, reward.astype(np.float32), terminated, truncated | self._cut, valid.astype(np.float32))
 
     def _finish(self, whole: np.ndarray, over: np.ndarray) -> None:

@@ -1,0 +1,174 @@
+"""The peers, measured by the programs beside this one; PyTorch and TensorFlow do not get along in one process.
+
+    python -m venv .venv-peers
+    .venv-peers/bin/pip install sb3-contrib tianshou envpool 'gymnasium[mujoco]' absl-py
+
+Prints JSON: environment steps per second (task throughput), milliseconds of each update, or microseconds of each
+answer.
+"""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+MINIBATCH = 128
+
+FLAGS = flags.FLAGS
+PYTHON = flags.DEFINE_string(
+    "peer_python", ".venv-peers/bin/python", "an interpreter that has the peers; see benchmarks/peers.py"
+)
+if __name__ == "__main__":
+    flags.DEFINE_enum("task", "throughput", ["throughput", "update", "predict"], "what to measure")
+    flags.DEFINE_enum("system", "sb3-contrib", ["sb3-contrib", "tianshou"], "whom")
+    flags.DEFINE_string("env", "HalfCheetah-v5", "environment")
+    flags.DEFINE_integer("num_envs", 16, "environments stepped together")
+    flags.DEFINE_integer("rows", 2048, "rows per update, or observations per answer")
+    flags.DEFINE_integer("hidden", 64, "units of each of the two hidden layers")
+    flags.DEFINE_integer("epochs", 10, "passes of the value fit")
+    flags.DEFINE_integer("cg_iterations", 15, "of sb3-contrib; 15 is its default")
+    flags.DEFINE_float("seconds", 12.0, "of training")
+    flags.DEFINE_integer("repeats", 7, "updates or answers to time")
+
+
+def ask(**settings) -> float | list[float]:
+    """Runs this file with the peers' interpreter.
+
+    Raises:
+      subprocess.CalledProcessError: it failed; its messages went to stderr.
+    """
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    command = [PYTHON.value, str(Path(__file__).resolve()), *arguments]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def sb3():
+    """sb3-contrib's TRPO."""
+    from sb3_contrib import TRPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    return TRPO(
+        "MlpPolicy",
+        make_vec_env(FLAGS.env, FLAGS.num_envs),
+        n_steps=max(FLAGS.rows // FLAGS.num_envs, 2),
+        batch_size=MINIBATCH,
+        n_critic_updates=FLAGS.epochs,
+        cg_max_steps=FLAGS.cg_iterations,
+        policy_kwargs={"net_arch": [FLAGS.hidden, FLAGS.hidden]},
+        device="cpu",
+    )
+
+
+def sb3_throughput() -> float:
+    """Steps per second from the second update on."""
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    starts = []
+
+    class Clock(BaseCallback):
+        def _on_rollout_start(self):
+            starts.append(time.perf_counter())
+
+        def _on_step(self):
+            return len(starts) < 3 or starts[-1] - starts[1] < FLAGS.seconds
+
+    sb3().learn(10**9, callback=Clock())
+    return FLAGS.rows * (len(starts) - 2) / (starts[-1] - starts[1])
+
+
+def sb3_update() -> list[float]:
+    """Milliseconds of its train() on a full buffer."""
+    model = sb3()
+    model.learn(FLAGS.rows)
+    return [1e3 * timed(model.train) for _ in range(FLAGS.repeats + 1)][1:]
+
+
+def sb3_predict() -> list[float]:
+    """Microseconds of its deterministic answers."""
+    import numpy as np
+
+    model, random, times = sb3(), np.random.default_rng(0), []
+    shape = model.observation_space.shape
+    for _ in range(FLAGS.repeats + 50):
+        obs = random.standard_normal(shape if FLAGS.rows == 1 else (FLAGS.rows, *shape)).astype(np.float32)
+        times.append(1e6 * timed(lambda obs=obs: model.predict(obs, deterministic=True)))
+    return times[50:]
+
+
+def tianshou_throughput() -> float:
+    """Steps per second on EnvPool; its value fit is over the whole batch, a minibatch would be a policy step each."""
+    import envpool
+    import gymnasium as gym
+    import torch
+    from tianshou.algorithm import TRPO
+    from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
+    from tianshou.algorithm.optim import AdamOptimizerFactory
+    from tianshou.data import Collector, VectorReplayBuffer
+    from tianshou.utils.net.common import Net
+    from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
+    from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
+    from tianshou.utils.torch_utils import policy_within_training_step
+    from torch.distributions import Categorical, Independent, Normal
+
+    envs = envpool.make_gymnasium(FLAGS.env, num_envs=FLAGS.num_envs, seed=0, num_threads=2)
+    space, shape = envs.action_space, envs.observation_space.shape
+    box = isinstance(space, gym.spaces.Box)
+
+    def net():
+        return Net(state_shape=shape, hidden_sizes=[FLAGS.hidden] * 2, activation=torch.nn.Tanh)
+
+    if box:
+        actor = ContinuousActorProbabilistic(preprocess_net=net(), action_shape=space.shape, unbounded=True)
+        critic = ContinuousCritic(preprocess_net=net())
+    else:
+        actor = DiscreteActor(preprocess_net=net(), action_shape=space.n, softmax_output=False)
+        critic = DiscreteCritic(preprocess_net=net())
+
+    def distribution(params):
+        return Independent(Normal(*params), 1) if box else Categorical(logits=params)
+
+    policy = ProbabilisticActorPolicy(actor=actor, dist_fn=distribution, action_space=space, action_scaling=box)
+    optim = AdamOptimizerFactory(lr=1e-3)
+    algorithm = TRPO(policy=policy, critic=critic, optim=optim, optim_critic_iters=FLAGS.epochs)
+    collector = Collector(algorithm, envs, VectorReplayBuffer(FLAGS.rows, FLAGS.num_envs))
+    collector.reset()
+
+    def update():
+        with policy_within_training_step(policy):
+            collector.collect(n_step=FLAGS.rows)
+            algorithm.update(buffer=collector.buffer, batch_size=None, repeat=1)
+        collector.reset_buffer(keep_statistics=True)
+
+    return repeated(update, FLAGS.rows, FLAGS.seconds)
+
+
+def timed(function) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def repeated(update, rows: int, seconds: float) -> float:
+    """Rows per second of an update, the first one left out."""
+    update()
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        update()
+        count += 1
+    return count * rows / (time.perf_counter() - start)
+
+
+def main(argv):
+    """Measures one thing."""
+    del argv
+    if FLAGS.system == "tianshou":
+        print(json.dumps(tianshou_throughput()))
+    else:
+        print(json.dumps({"throughput": sb3_throughput, "update": sb3_update, "predict": sb3_predict}[FLAGS.task]()))
+
+
+if __name__ == "__main__":
+    app.run(main)
