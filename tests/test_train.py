@@ -94,12 +94,14 @@ def test_a_stopped_run_goes_on_to_the_bit(undisturbed, tmp_path, tiny, monkeypat
     assert_same(undisturbed, tmp_path / "run")
 
 
-@pytest.mark.parametrize("phase", ["collect", "update", "line search", "save"])
+@pytest.mark.parametrize("phase", ["collect", "boundary", "update", "value fit", "line search", "save"])
 def test_a_crash_in_any_phase_is_resumed_to_the_bit(undisturbed, tmp_path, phase):
-    """SIGKILL in the fifth update, while the first one is traced, or inside the second save."""
+    """SIGKILL in the fifth update, right after a boundary, while the first update is traced, or in the second save."""
     where = {
         "collect": ("trpo_tf.rollout.collector", "Collector", "collect", 5),
+        "boundary": ("trpo_tf.rollout.collector", "Collector", "collect", 4),
         "update": ("trpo_tf.learner.trpo", "TRPO", "update", 5),
+        "value fit": ("trpo_tf.learner.trpo", "TRPO", "_timed_fit", 5),
         "line search": ("trpo_tf.learner.trust_region", "", "line_search", 1),
         "save": ("trpo_tf.run.checkpoint", "", "sync_directory", 3),
     }[phase]

@@ -259,7 +259,9 @@ def train(config: Config) -> Result:
             with metrics.forgiving("TensorBoard"):
                 places.append(metrics.TensorBoard(directory.path / "tensorboard"))
         stack.callback(gc.unfreeze)
-        return _loop(agent, directory, metrics.Metering(*places), screen, stopping)
+        metering = metrics.Metering(*places)
+        stack.callback(metering.flush)
+        return _loop(agent, directory, metering, screen, stopping)
 
 
 def _loop(agent: Agent, directory: RunDirectory, metering, screen, stopping: threading.Event) -> Result:
@@ -275,7 +277,6 @@ def _loop(agent: Agent, directory: RunDirectory, metering, screen, stopping: thr
         try:
             row, fit = agent.step()
         except EnvironmentFailure:
-            metering.flush()
             saver.save(agent)
             raise
         boundary = agent.update % config.checkpoint_every == 0

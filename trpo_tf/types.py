@@ -12,7 +12,7 @@ class Trajectory(NamedTuple):
 
     obs: Any  # [T+1, B, ...]
     action: Any  # [T, B, ...], as sampled: neither clipped nor rescaled
-    behavior_logp: Any  # [T, B], of that action, stored when it was drawn
+    behavior_logp: Any  # [T, B], of that action, under the parameters that drew it
     reward: Any  # [T, B]
     terminated: Any  # [T, B] bool, never together with truncated
     truncated: Any  # [T, B] bool

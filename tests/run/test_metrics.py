@@ -3,6 +3,9 @@
 import csv
 from concurrent.futures import Future
 
+import pytest
+import tensorflow as tf
+
 from trpo_tf.run import metrics
 from trpo_tf.run.metrics import Csv, Metering, read_csv
 
@@ -102,10 +105,16 @@ def test_a_row_waits_for_the_rest_of_it_and_is_written_once():
     assert place == []
     rest.set_result({"value/loss": 0.5})
     metering.write({"update": 2}, done())
-    assert place == [{"update": 1, "value/loss": 0.5}]
     metering.flush()
-    metering.flush()
-    assert place[1:] == [{"update": 2}]
+    assert place == [{"update": 1, "value/loss": 0.5}, {"update": 2}]
+
+
+def test_a_rest_that_failed_is_no_fault_of_a_place(capsys):
+    rest = Future()
+    rest.set_exception(tf.errors.ResourceExhaustedError(None, None, "out of memory"))
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        Metering([]).write({"update": 1}, rest)
+    assert "training goes on" not in capsys.readouterr().err
 
 
 def test_tensorboard_reads_what_was_written(tmp_path):

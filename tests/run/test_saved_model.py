@@ -120,6 +120,15 @@ def test_answers_are_finite_and_marked_for_any_request(exported):
     assert np.isfinite(loaded.sample(bad, np.zeros((4, 2)))).all()
 
 
+def test_inputs_that_a_signature_does_not_take_are_named(exported):
+    _, obs, path = exported
+    policy = saved_model.LoadedPolicy(path)
+    with pytest.raises(TypeError, match="serving_default takes observation, not observation, seed"):
+        policy.predict(obs, seed=np.zeros((50, 2)))
+    with pytest.raises(TypeError, match="sample takes observation, seed, not observation"):
+        policy.predict(obs, "sample")
+
+
 def test_one_bad_action_does_not_fail_its_batch(exported):
     policy, obs, path = exported
     loaded = saved_model.LoadedPolicy(path)

@@ -3,8 +3,9 @@
 Reference: Schulman, Levine, Moritz, Jordan, Abbeel 2015, "Trust Region Policy Optimization", section 6 and appendix C.
 """
 
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -36,9 +37,8 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
     conjugate gradient, the full step is min(sqrt(2 max_kl / x.F x), max_step) x, and a line search on the true
     surrogate and KL finds how much of it to take. A pure function: no variable is read or written.
 
-    The first length makes the KL max_kl however small the advantages are, so once a task is solved it follows what is
-    only noise, and undoes the solution. 1 / length is the multiplier of the KL constraint; max_step bounds it from
-    below: a unit of KL has a price.
+    The first length makes the KL max_kl however small the advantages are, and where they are only noise the policy
+    wanders. 1 / length is the multiplier of the KL constraint; max_step bounds it from below: a unit of KL has a price.
 
     Args:
       network: (theta [P], features [N, D]) -> params [N, K]. family: of policy/distributions.py.
@@ -120,7 +120,6 @@ class TRPO(tf.Module):
         self.adam = value_fit.AdamState(policy.value_network.size)
         self._config = config
         self._seed = seed
-        self._thread = ThreadPoolExecutor(1, "value_fit")
         self._fit: Future | None = None
 
     def wait(self) -> None:
@@ -145,7 +144,7 @@ class TRPO(tf.Module):
         seed = tf.constant([self._seed, update], tf.int32)
         max_kl = tf.constant(config.max_kl, tf.float64)
         learning_rate = config.value_learning_rate * (1.0 - progress if config.value_learning_rate_decay else 1.0)
-        self._fit = self._thread.submit(self._timed_fit, batch, seed, tf.constant(learning_rate, tf.float32))
+        self._fit = _start(self._timed_fit, batch, seed, tf.constant(learning_rate, tf.float32))
         metrics = self._policy_step(batch, seed, max_kl, advantage_std)
         self._commit(features, batch.mask)
         metrics = _numbers(metrics)
@@ -229,6 +228,20 @@ class TRPO(tf.Module):
     @tf.function(autograph=False, jit_compile=True)
     def _commit(self, raw, mask):
         self.policy.normalizer.commit(raw, mask)
+
+
+def _start(function, *args) -> Future:
+    """Calls a function in a thread of its own; not in a pool's, which takes no work once the main thread has ended."""
+    future = Future()
+
+    def run():
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=function.__name__).start()
+    return future
 
 
 def _numbers(metrics: dict[str, tf.Tensor]) -> dict[str, float]:

@@ -13,15 +13,15 @@ _ACTIVATIONS = {
     "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0),
     "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
-    "silu": lambda x: x / (1 + np.exp(-x)),
+    "silu": lambda x: x * (0.5 + 0.5 * np.tanh(0.5 * x)),
 }
 
 
 class Actor:
     """Draws actions with the policy's parameters as they were at the last `refresh`.
 
-    A network of Dense layers acts in NumPy, to rounding as TensorFlow would; any other is one TensorFlow operation a
-    step.
+    A network of Dense layers acts in NumPy, to rounding as TensorFlow would, if NumPy has its activation; any other is
+    one TensorFlow operation a step.
     """
 
     def __init__(self, policy: Policy):

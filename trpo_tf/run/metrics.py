@@ -203,19 +203,25 @@ class Metering:
         self._waiting: tuple[Metrics, Future] | None = None
 
     def write(self, metrics: Metrics, rest: Future) -> None:
-        """Takes an update's metrics, which every place gets with the rest of them at the next call or `flush`."""
+        """Takes an update's metrics; every place gets them once the rest is there, at the latest at the next call."""
         self.flush()
         self._waiting = metrics, rest
+        if rest.done():
+            self.flush()
 
     def flush(self) -> None:
-        """Hands over what waits, once the rest of it is there."""
+        """Waits for the rest of what waits, and hands it over.
+
+        Raises:
+          Exception: what the rest ended with.
+        """
         if self._waiting is None:
             return
-        metrics, rest = self._waiting
-        self._waiting = None
+        (metrics, rest), self._waiting = self._waiting, None
+        metrics = metrics | rest.result()
         for place in self._places:
             with forgiving(type(place).__name__, self._named):
-                place.write(metrics | rest.result())
+                place.write(metrics)
 
 
 @contextlib.contextmanager

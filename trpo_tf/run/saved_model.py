@@ -197,6 +197,8 @@ class LoadedPolicy:
         function = self._model.signatures[signature]
         specs = function.structured_input_signature[1]
         given = {"observation": obs} | inputs
+        if given.keys() != specs.keys():
+            raise TypeError(f"{signature} takes {', '.join(sorted(specs))}, not {', '.join(sorted(given))}")
         arrays = [np.asarray(given[name], specs[name].dtype.as_numpy_dtype) for name in sorted(specs)]
         outputs = self._functions[signature](*(tf.constant(array[None] if single else array) for array in arrays))
         names = sorted(function.structured_outputs)
