@@ -6,10 +6,11 @@
 
 The same for all: 2048 rows per update, networks 64-64, 10 passes of the value fit in minibatches of 128. (Tianshou's
 TRPO would take a policy step for every minibatch; its 10 passes are over the whole batch.) Systems take turns, each
-measurement in a process of its own; the table has medians. Compilation and the first update are left out, periodic
-evaluation is not: only this project does any. `defaults` is this project as it comes, the recipe of the MuJoCo rows of
-the README's table; `rl-zoo` is sb3-contrib with the sizes, critic passes and CG iterations of its recipe there, without
-the normalisation. Writes results/throughput.json, .md and .png.
+measurement in a process of its own; the table has medians. Compilation and the first update are left out. `trpo_tf:N`
+is without periodic evaluation, as the peers are; `defaults` is this project as it comes, evaluation and all, the recipe
+of the MuJoCo rows of the README's table; `rl-zoo` is sb3-contrib with the sizes, critic passes and CG iterations of its
+recipe there, without the normalisation. Writes results/throughput.json, .md and .png; what was not measured again stays
+in them.
 """
 
 import json
@@ -75,7 +76,7 @@ def measure(system: str, env: str, seconds: float) -> float:
     name, _, count = system.partition(":")
     num_envs = int(count or 0)
     if name == OURS:
-        settings = {"num_envs": num_envs, "steps_per_update": ROWS, "value_epochs": EPOCHS}
+        settings = {"num_envs": num_envs, "steps_per_update": ROWS, "value_epochs": EPOCHS, "eval_every": 0}
         return ours(env, seconds, settings | {"value_minibatch_size": MINIBATCH})
     if name == DEFAULTS:
         return ours(env, seconds, {})
@@ -132,20 +133,17 @@ def main(argv):
     for turn in range(FLAGS.repeats):
         for env in FLAGS.envs:
             for system in FLAGS.systems:
-                command = [
-                    sys.executable,
-                    __file__,
-                    f"--measure={system}",
-                    f"--envs={env}",
-                    f"--seconds={FLAGS.seconds}",
-                ]
+                asked = {"measure": system, "envs": env, "seconds": FLAGS.seconds, "peer_python": FLAGS.peer_python}
+                command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in asked.items())]
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
                     sys.exit(f"{system} on {env} failed:\n{done.stderr[-2000:]}")
                 results[env][system].append(json.loads(done.stdout.splitlines()[-1]))
                 print(f"{turn + 1}/{FLAGS.repeats} {env} {system}: {results[env][system][-1]:,.0f} steps/s", flush=True)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "throughput.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    path = RESULTS / "throughput.json"
+    results = (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}) | results
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "throughput.md").write_text(table(results), encoding="utf-8")
     plot(results, RESULTS / "throughput.png")
     print(table(results))
