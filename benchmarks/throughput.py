@@ -91,7 +91,7 @@ def measure(system: str, env: str, seconds: float) -> float:
 
 
 def table(results: dict[str, dict[str, list[float]]]) -> str:
-    """Medians, and how many times as fast this project is at its best and with its recipe."""
+    """Medians, and how many times as fast this project is at its best and with its defaults."""
     lines = [
         "| environment | system | steps/s | least, most | our best is | our defaults are |",
         "|---|---|---|---|---|---|",
