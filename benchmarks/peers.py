@@ -3,8 +3,8 @@
     python -m venv .venv-peers
     .venv-peers/bin/pip install sb3-contrib tianshou envpool 'gymnasium[mujoco]' absl-py
 
-Prints JSON: environment steps per second (task throughput), milliseconds of each update, or microseconds of each
-answer.
+Prints JSON: environment steps per second (task throughput), milliseconds of each update, microseconds of each answer
+(predict), or the environment steps after which a training return was reached, null if it was not (return).
 """
 
 import json
@@ -21,7 +21,7 @@ PYTHON = flags.DEFINE_string(
     "peer_python", ".venv-peers/bin/python", "an interpreter that has the peers; see benchmarks/peers.py"
 )
 if __name__ == "__main__":
-    flags.DEFINE_enum("task", "throughput", ["throughput", "update", "predict"], "what to measure")
+    flags.DEFINE_enum("task", "throughput", ["throughput", "update", "predict", "return"], "what to measure")
     flags.DEFINE_enum("system", "sb3-contrib", ["sb3-contrib", "tianshou"], "whom")
     flags.DEFINE_string("env", "HalfCheetah-v5", "environment")
     flags.DEFINE_integer("num_envs", 16, "environments stepped together")
@@ -29,11 +29,17 @@ if __name__ == "__main__":
     flags.DEFINE_integer("hidden", 64, "units of each of the two hidden layers")
     flags.DEFINE_integer("epochs", 10, "passes of the value fit")
     flags.DEFINE_integer("cg_iterations", 15, "of sb3-contrib; 15 is its default")
+    flags.DEFINE_bool("normalize", False, "observations and rewards, as rl-zoo does")
+    flags.DEFINE_float("target_kl", 0.01, "of sb3-contrib; 0.01 is its default")
+    flags.DEFINE_integer("seed", 0, "of task return")
+    flags.DEFINE_float("target", 3000.0, "the mean return of --window episodes that task return waits for")
+    flags.DEFINE_integer("window", 20, "see --target")
+    flags.DEFINE_integer("steps", 1_000_000, "environment steps at most, of task return")
     flags.DEFINE_float("seconds", 12.0, "of training")
     flags.DEFINE_integer("repeats", 7, "updates or answers to time")
 
 
-def ask(**settings) -> float | list[float]:
+def ask(**settings) -> float | list[float] | None:
     """Runs this file with the peers' interpreter.
 
     Raises:
@@ -48,10 +54,15 @@ def sb3():
     """sb3-contrib's TRPO."""
     from sb3_contrib import TRPO
     from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
 
+    envs = make_vec_env(FLAGS.env, FLAGS.num_envs, seed=FLAGS.seed)
     return TRPO(
         "MlpPolicy",
-        make_vec_env(FLAGS.env, FLAGS.num_envs),
+        VecNormalize(envs, gamma=0.99) if FLAGS.normalize else envs,
+        seed=FLAGS.seed,
+        stats_window_size=FLAGS.window,
+        target_kl=FLAGS.target_kl,
         n_steps=max(FLAGS.rows // FLAGS.num_envs, 2),
         batch_size=MINIBATCH,
         n_critic_updates=FLAGS.epochs,
@@ -76,6 +87,25 @@ def sb3_throughput() -> float:
 
     sb3().learn(10**9, callback=Clock())
     return FLAGS.rows * (len(starts) - 2) / (starts[-1] - starts[1])
+
+
+def sb3_return() -> int | None:
+    """Environment steps after which the mean of the last episodes' returns is the target; None if it never is."""
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    reached = []
+
+    class Watch(BaseCallback):
+        def _on_rollout_start(self):
+            returns = [episode["r"] for episode in self.model.ep_info_buffer]
+            if len(returns) == FLAGS.window and sum(returns) / FLAGS.window >= FLAGS.target:
+                reached.append(self.num_timesteps)
+
+        def _on_step(self):
+            return not reached
+
+    sb3().learn(FLAGS.steps, callback=Watch())
+    return reached[0] if reached else None
 
 
 def sb3_update() -> list[float]:
@@ -167,7 +197,8 @@ def main(argv):
     if FLAGS.system == "tianshou":
         print(json.dumps(tianshou_throughput()))
     else:
-        print(json.dumps({"throughput": sb3_throughput, "update": sb3_update, "predict": sb3_predict}[FLAGS.task]()))
+        tasks = {"throughput": sb3_throughput, "update": sb3_update, "predict": sb3_predict, "return": sb3_return}
+        print(json.dumps(tasks[FLAGS.task]()))
 
 
 if __name__ == "__main__":

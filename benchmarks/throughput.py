@@ -9,7 +9,7 @@ TRPO would take a policy step for every minibatch; its 10 passes are over the wh
 measurement in a process of its own; the table has medians. Compilation and the first update are left out. `trpo_tf:N`
 is without periodic evaluation, as the peers are; `defaults` is this project as it comes, evaluation and all, the recipe
 of the MuJoCo rows of the README's table; `rl-zoo` is sb3-contrib with the sizes, critic passes and CG iterations of its
-recipe there, without the normalisation. Writes results/throughput.json, .md and .png; what was not measured again stays
+recipe there. Writes results/throughput.json, .md and .png; what was not measured again stays
 in them.
 """
 
@@ -84,7 +84,7 @@ def measure(system: str, env: str, seconds: float) -> float:
     if name == SB3:
         return ask(**shared, system="sb3-contrib", num_envs=num_envs)
     if name == SB3_ZOO:
-        return ask(**shared | {"epochs": 20}, system="sb3-contrib", num_envs=2, cg_iterations=25)
+        return ask(**shared | {"epochs": 20}, system="sb3-contrib", num_envs=2, cg_iterations=25, normalize=True)
     if name == TIANSHOU:
         return ask(**shared, system="tianshou", num_envs=num_envs)
     return simulator(env, seconds, num_envs)

@@ -66,17 +66,17 @@ def parts(rows: int, hidden: int) -> dict:
     learner, network, family = agent.learner, agent.policy.network, agent.policy.family
     given = trajectory(agent, config.time_steps)
     batch, _, _ = learner._prepare(given)
+    weights = batch.mask / tf.reduce_sum(batch.mask)
     theta = network.theta()
     seed = tf.constant([0, 1])
 
     def gradient():
         with tf.GradientTape() as tape:
             tape.watch(theta)
-            value = trpo.surrogate(family, network(theta, batch.obs), batch)
+            value = trpo.surrogate(family, network(theta, batch.obs), batch, weights)
         return tape.gradient(value, theta)
 
     grad = tf.constant(compiled(gradient)())
-    weights = batch.mask / tf.reduce_sum(batch.mask)
 
     def solve(iterations):
         def product(v):
@@ -86,7 +86,7 @@ def parts(rows: int, hidden: int) -> dict:
 
     def candidate():
         params = network(theta + 1e-3 * grad, batch.obs)
-        return trpo.surrogate(family, params, batch), trpo.mean_kl(family, params * 0.99, params, batch.mask)
+        return trpo.surrogate(family, params, batch, weights), trpo.mean_kl(family, params * 0.99, params, weights)
 
     shapes = [v.shape for v in network.model.trainable_variables if v.shape.rank == 2]
 
@@ -113,7 +113,7 @@ def parts(rows: int, hidden: int) -> dict:
         "CG, 10": compiled(solve(10)),
         "CG, 20": compiled(solve(20)),
         "line search candidate": compiled(candidate),
-        "value fit": lambda: learner._timed_fit(batch, seed, tf.constant(1e-3)),
+        "value fit": lambda: learner._timed_fit(batch, None, seed, tf.constant(1e-3)),
         "its matrix products": compiled(floor),
     }
 

@@ -12,6 +12,9 @@ import tensorflow as tf
 from trpo_tf.config import Config
 from trpo_tf.policy.networks import FlatNetwork
 
+# As an Agent does in a fresh process, so that both round alike.
+tf.config.threading.set_intra_op_parallelism_threads(max(1, os.cpu_count() - 1))
+
 TINY = {
     "env": "CartPole-v1",
     "num_envs": 4,

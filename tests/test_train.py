@@ -208,6 +208,21 @@ def test_an_exported_version_on_the_way_and_an_environment_of_the_old_api(tmp_pa
     assert sorted(path.name for path in (tmp_path / "run" / "saved_model").iterdir()) == ["1", "2"]
 
 
+def test_tensorflow_leaves_a_core_to_the_value_fit_unless_told_or_begun(tiny, monkeypatch):
+    given = []
+    monkeypatch.setattr(trainer.tf.config.threading, "set_intra_op_parallelism_threads", given.append)
+    monkeypatch.setattr(trainer.os, "cpu_count", lambda: 8)
+    for threads in (0, 3):
+        trainer.Agent(tiny(update_threads=threads))
+    assert given == [7, 3]
+
+    def begun(threads):
+        raise RuntimeError("Intra op parallelism cannot be modified after initialization.")
+
+    monkeypatch.setattr(trainer.tf.config.threading, "set_intra_op_parallelism_threads", begun)
+    trainer.Agent(tiny())
+
+
 def test_resuming_refuses_another_configuration_and_nothing_to_resume(undisturbed, tmp_path, tiny):
     with pytest.raises(UsageError, match="--num_envs=2: the checkpoint has 4"):
         trpo_tf.train(tiny(num_envs=2, run_dir=str(undisturbed), resume=True))

@@ -50,7 +50,6 @@ def evaluate(config: EvaluateConfig | None = None, progress=lambda done: None, *
         1 if watched else env_count(config.episodes),
         derive_seed(config.seed),
         "gymnasium" if watched else config.env_backend,
-        threads=2,
         allow_module=config.allow_env_module,
         render_mode="human" if config.render else "rgb_array" if config.video else None,
         video_dir=config.video,

@@ -56,6 +56,9 @@ class Config:
     export_every: int = _field(0, _RUN, "updates between SavedModels on the way; 0: none", low=0)
     export_dir: str = _field("", _RUN, "where numbered SavedModels go; empty: <run_dir>/saved_model")
     tensorboard: bool = _field(True, _RUN, "write TensorBoard summaries beside progress.csv")
+    update_threads: int = _field(
+        0, _RUN, "TensorFlow's threads per operation; 0: one per core but one, which fits the values", low=0, high=1024
+    )
 
     env_backend: str = _field(
         "auto", _ENV, "auto: EnvPool where it has the id, else gymnasium", choices=("auto", "envpool", "gymnasium")
@@ -68,7 +71,7 @@ class Config:
         "rows per update, rounded up to a multiple of --num_envs (A20: small ones win)",
         low=1,
     )
-    env_threads: int = _field(0, _ENV, "EnvPool's threads; 0: one per core", low=0, high=1024)
+    env_threads: int = _field(0, _ENV, "EnvPool's threads; 0: one per core, each bound to its own", low=0, high=1024)
     stagger: bool = _field(True, _ENV, "cut first episodes at different lengths, so that a batch holds all phases")
     rescale_action: bool = _field(False, _ENV, "map [-1, 1] to a bounded Box instead of clipping to its bounds")
     max_invalid_rows: int = _field(1000, _ENV, "rows with NaN or infinity to mask before giving up", low=0)
@@ -95,6 +98,9 @@ class Config:
     cg_damping: float = _field(0.1, _TRPO, "multiple of the identity added to the Fisher matrix (rl-zoo)", low=0)
     cg_tolerance: float = _field(1e-10, _TRPO, "stop when |r|^2 <= tolerance * |grad|^2 (rl-zoo, made relative)", low=0)
     fisher_fraction: float = _field(1.0, _TRPO, "share of rows in Fisher products (TRPO, appendix C)", above=0, high=1)
+    fisher_chunk: int = _field(
+        0, _TRPO, "rows of the batch that networks see at once in an update, to bound memory; 0: all", low=0
+    )
     fisher_product: str = _field(
         "forward",
         _TRPO,

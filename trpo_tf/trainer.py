@@ -48,6 +48,9 @@ class Agent:
 
     def __init__(self, config: Config):
         self.config = config
+        with contextlib.suppress(RuntimeError):  # TensorFlow runs already, with the threads that this process gave it
+            threads = config.update_threads or max(1, (os.cpu_count() or 1) - 1)
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
         probe = make_envs(config, 1, 0)
         probe.try_out()
         self.backend = probe.backend
@@ -204,9 +207,14 @@ class Agent:
 
 def make_envs(config: Config, num_envs: int, seed: int, training: bool = False) -> Envs:
     """Environments of a configuration; only those for training have their first episodes cut."""
-    threads = config.env_threads or os.cpu_count() or 1
     return Envs(
-        config.env, num_envs, seed, config.env_backend, threads, config.stagger and training, config.allow_env_module
+        config.env,
+        num_envs,
+        seed,
+        config.env_backend,
+        config.env_threads,
+        config.stagger and training,
+        config.allow_env_module,
     )
 
 

@@ -22,7 +22,7 @@ class Trajectory(NamedTuple):
 class Batch(NamedTuple):
     """A trajectory with its learning signals, flattened to N = T * B rows."""
 
-    obs: Any  # [N, D] preprocessed
+    obs: Any  # [N, D] features; with fisher_chunk [(T+1) B, ...] as in the trajectory
     action: Any  # [N, ...]
     behavior_logp: Any  # [N]
     advantage: Any  # [N]
@@ -34,7 +34,8 @@ class Batch(NamedTuple):
 class Solution(NamedTuple):
     """What conjugate gradient returns."""
 
-    direction: Any  # [P]
+    direction: Any  # [P], x
+    product: Any  # [P], A x, as far as rounding let the residual follow it
     residual: Any  # scalar float64, |A x - b|
     iterations: Any  # scalar int32
     reason: Any  # scalar int32, an index into conjugate_gradient.REASONS

@@ -42,6 +42,13 @@ def test_k_steps_minimise_over_the_krylov_space():
     assert (iterations, reason) == (k, "iterations")
 
 
+@pytest.mark.parametrize("iterations", [1, 4, 50])
+def test_product_is_that_of_the_solution(iterations):
+    matrix, b = spd(10, 50.0, 3)
+    solution = conjugate_gradient(lambda v: tf.linalg.matvec(matrix, v), tf.constant(b), iterations, 1e-20)
+    np.testing.assert_allclose(solution.product, matrix @ solution.direction.numpy(), rtol=1e-9)
+
+
 def test_ill_conditioned_system_reduces_the_error_in_the_matrix_norm():
     matrix, b = spd(30, 1e8, 1)
     exact = np.linalg.solve(matrix, b)

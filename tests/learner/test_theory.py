@@ -60,12 +60,12 @@ def exact_surrogate(theta, theta_old, model):
         obs=None,
         action=tf.constant(actions),
         behavior_logp=tf.constant(np.log(old[states, actions])),
-        advantage=tf.constant(weight * advantage[states, actions] * S * A),  # the mean becomes the sum
+        advantage=tf.constant(advantage[states, actions]),
         returns=None,
         values=None,
-        mask=tf.ones(S * A),
+        mask=None,
     )
-    return surrogate(family, tf.gather(theta, states), batch)
+    return surrogate(family, tf.gather(theta, states), batch, tf.constant(weight))
 
 
 def test_surrogate_gradient_at_theta_old_is_the_policy_gradient():

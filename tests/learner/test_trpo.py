@@ -35,7 +35,7 @@ def bandit(probs, actions, advantage, **changes):
         return tf.zeros([tf.shape(obs)[0], 1], tf.float64) + logits
 
     limits = tf.constant(config.max_kl, tf.float64), tf.constant(config.max_step, tf.float64)
-    theta_new, metrics = trpo.policy_step(network, family, theta, batch, tf.range(rows), *limits, config)
+    theta_new, metrics = trpo.policy_step(network, family, theta, batch, None, *limits, config)
     return theta.numpy(), theta_new.numpy(), metrics
 
 
@@ -83,7 +83,8 @@ def test_surrogate_uses_the_behavior_policy_and_the_mask():
     advantage, mask = np.array([2.0, -1.0, 1e6]), np.array([1.0, 1.0, 0.0])
     batch = Batch(None, tf.constant([0, 1, 0]), np.log(behavior), tf.constant(advantage), None, None, mask)
     expected = (0.9 / 0.6 * 2.0 + 0.8 / 0.4 * -1.0) / 2
-    np.testing.assert_allclose(float(trpo.surrogate(family, np.log(probs), batch)), expected)
+    weights = advantages.mean_weights(mask)
+    np.testing.assert_allclose(float(trpo.surrogate(family, np.log(probs), batch, weights)), expected)
 
 
 def test_accepted_steps_respect_the_trust_region_over_many_batches():
@@ -116,14 +117,14 @@ def test_extreme_log_std_never_breaks_the_parameters(log_std):
     theta = tf.constant([0.3, log_std], tf.float32)
     batch = Batch(
         tf.zeros([4, 1]), tf.constant([[0.3], [0.4], [0.2], [0.3]]), tf.zeros(4), tf.constant([1.0, -1.0, 2.0, 0.5]),
-        None, None, tf.ones(4),
+        tf.zeros(4), tf.zeros(4), tf.ones(4),
     )  # fmt: skip
 
     def network(theta, obs):
         return tf.zeros([4, 2]) + theta
 
     limits = tf.constant([0.01, 3.0], tf.float64)
-    theta_new, _ = trpo.policy_step(network, family, theta, batch, tf.range(4), *limits, Config(env="x"))
+    theta_new, _ = trpo.policy_step(network, family, theta, batch, None, *limits, Config(env="x"))
     assert np.isfinite(theta_new.numpy()).all()
 
 
@@ -145,8 +146,8 @@ def ten_updates():
         obs, network = trajectory.obs[:-1].reshape(-1, 3), agent.policy.network
         acted = agent.collector._actor(obs, np.zeros((len(obs), *agent.policy.family.noise_shape), np.float32))[0]
         params = tf.constant(acted), network(network.theta(), agent.policy.preprocess(obs))
-        mask = tf.constant(trajectory.mask.reshape(-1))
-        rows.append({"kl_before": float(trpo.mean_kl(agent.policy.family, *params, mask))})
+        weights = advantages.mean_weights(trajectory.mask.reshape(-1))
+        rows.append({"kl_before": float(trpo.mean_kl(agent.policy.family, *params, weights))})
         return trajectory, episodes
 
     agent.collector.collect = compared
@@ -244,6 +245,30 @@ def test_max_step_counts_natural_gradients_of_the_return_in_its_deviations(tiny,
     np.testing.assert_allclose(metrics["policy/step_size"], 1e-5 * advantage.std() / unit / 0.1, rtol=1e-4)
     assert metrics["policy/kl"] < 1e-4
     agent.collector.close()
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
+@pytest.mark.parametrize("settings", [{}, {"fisher_fraction": 0.4}])
+def test_chunks_change_nothing_but_rounding(tiny, env, settings):
+    def run(chunk):
+        agent = Agent(tiny(env=env, steps_per_update=60, fisher_chunk=chunk, **settings))
+        agent.start()
+        trajectory, _ = agent.collector.collect()
+        mask = trajectory.mask.copy()
+        mask[3:6, 1] = 0
+        results = []
+        for update in range(2):
+            metrics, fit = agent.learner.update(trajectory._replace(mask=mask), update, 0.0)
+            results += [value for value in (metrics | fit.result()).values() if isinstance(value, float)][:-1]
+        agent.collector.close()
+        return np.array(results), {name: variable.numpy() for name, variable in agent.variables().items()}
+
+    whole, variables = run(0)
+    for chunk in (7, 30, 60):  # 60 rows: with a rest, without, and all at once, with features made where they are used
+        results, ours = run(chunk)
+        np.testing.assert_allclose(results, whole, rtol=2e-3, atol=1e-5)
+        for name, value in variables.items():
+            np.testing.assert_allclose(ours[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 def test_reverse_product_gives_the_same_step():

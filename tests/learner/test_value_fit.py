@@ -26,6 +26,12 @@ def test_adam_equals_keras():
     np.testing.assert_allclose(theta, variable.numpy(), rtol=1e-5)
 
 
+def fit(network, state, x, order, y, mask, learning_rate):
+    value_fit.fit(
+        network, state, lambda rows: tf.gather(x, rows), order, *map(tf.constant, (y, mask, np.float32(learning_rate)))
+    )
+
+
 def test_fit_equals_a_numpy_loop_over_the_same_minibatches():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(12, 2)).astype(np.float32)
@@ -35,7 +41,7 @@ def test_fit_equals_a_numpy_loop_over_the_same_minibatches():
     order = value_fit.minibatch_order(3, 12, 4, tf.constant([1, 2]))
     network = linear()
     state = value_fit.AdamState(network.size)
-    value_fit.fit(network, state, *(tf.constant(a) for a in (x, y, mask)), order, tf.constant(0.05))
+    fit(network, state, x, order, y, mask, 0.05)
     theta, m, v = np.zeros(3), np.zeros(3), np.zeros(3)
     for step, rows in enumerate(order.numpy(), start=1):
         design, weights = np.column_stack([x[rows], np.ones(4)]), mask[rows]
@@ -53,14 +59,14 @@ def test_many_steps_reach_least_squares():
     y = (x @ [1.0, -2.0] + 0.5).astype(np.float32)
     network = linear()
     order = value_fit.minibatch_order(400, 64, 32, tf.constant([0, 0]))
-    value_fit.fit(network, value_fit.AdamState(3), tf.constant(x), tf.constant(y), tf.ones(64), order, 0.02)
+    fit(network, value_fit.AdamState(3), x, order, y, np.ones(64, np.float32), 0.02)
     np.testing.assert_allclose(network.theta(), [1.0, -2.0, 0.5], atol=1e-3)
 
 
 def test_masked_minibatches_change_nothing_and_do_not_count():
     network, state = linear(), value_fit.AdamState(3)
     order = value_fit.minibatch_order(2, 8, 4, tf.constant([0, 0]))
-    value_fit.fit(network, state, tf.ones([8, 2]), tf.ones(8), tf.zeros(8), order, 0.1)
+    fit(network, state, np.ones([8, 2], np.float32), order, np.ones(8, np.float32), np.zeros(8, np.float32), 0.1)
     np.testing.assert_array_equal(network.theta(), np.zeros(3))
     assert int(state.steps) == 0
 

@@ -50,6 +50,17 @@ def test_reset_rows_follow_ends_and_carry_nothing(backend):
     assert episodes.lengths == [int(x) for x in episodes.returns], "CartPole pays 1 a step"
 
 
+@NEEDS_ENVPOOL
+@pytest.mark.parametrize("env", ["CartPole-v1", "HalfCheetah-v5"])
+def test_rows_are_those_of_envpools_own_step(env):
+    ours, theirs = (Envs(env, 3, 7, "envpool", stagger=True) for _ in range(2))
+    assert ours._backend._state
+    theirs._backend._state = None
+    for a, b in zip(run(ours, 150), run(theirs, 150), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert ours.pop_episodes() == theirs.pop_episodes()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_cartpole_rows_obey_the_same_dynamics(backend):
     """Every valid row of either backend is a transition of gymnasium's CartPole from the same state."""

@@ -7,15 +7,25 @@ from trpo_tf.policy.normalizer import RunningMoments
 _CLIP = 10.0  # of scaled rewards (Engstrom et al. 2020)
 
 
+def weighted_sum(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """sum_n w_n x_n, in float64. x: [...], anything where the weights [...] are 0."""
+    weights = tf.cast(weights, tf.float64)
+    return tf.reduce_sum(tf.where(weights > 0, weights * tf.cast(x, tf.float64), 0.0))
+
+
+def mean_weights(mask: tf.Tensor) -> tf.Tensor:
+    """The weights whose `weighted_sum` is the mean of the rows whose mask is 1; all 0 when there is none. Float64."""
+    mask = tf.cast(mask, tf.float64)
+    return mask / tf.maximum(tf.reduce_sum(mask), 1.0)
+
+
 def masked_mean(x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Mean of the rows whose mask is 1, in float64; 0 when there is none.
 
     Args:
       x: [...]. mask: [...], 0 or 1; x may be anything where it is 0.
     """
-    weights = tf.cast(mask, tf.float64)
-    kept = tf.where(weights > 0, tf.cast(x, tf.float64), 0.0)
-    return tf.reduce_sum(kept) / tf.maximum(tf.reduce_sum(weights), 1.0)
+    return weighted_sum(x, mean_weights(mask))
 
 
 def standardize(x: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -77,4 +77,4 @@ def conjugate_gradient(operator, b: tf.Tensor, iterations: int, tolerance: float
         return (tf.nest.map_structure(lambda new, old: tf.where(good, new, old), moved, kept),)
 
     (end,) = tf.while_loop(go_on, step, (start,))
-    return Solution(end.x, tf.sqrt(end.rr), end.k, end.reason)
+    return Solution(end.x, b - end.r, tf.sqrt(end.rr), end.k, end.reason)

@@ -11,23 +11,23 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from trpo_tf.config import Config
-from trpo_tf.learner import advantages, conjugate_gradient, fisher, trust_region, value_fit
-from trpo_tf.learner.advantages import masked_mean
+from trpo_tf.learner import advantages, chunks, conjugate_gradient, fisher, trust_region, value_fit
+from trpo_tf.learner.advantages import masked_mean, mean_weights, weighted_sum
 from trpo_tf.learner.conjugate_gradient import dot
 from trpo_tf.policy.policy import Policy
 from trpo_tf.types import Batch, Trajectory
 
 
-def surrogate(family, params, batch: Batch) -> tf.Tensor:
-    """Masked mean of ratio * advantage, ratio = exp(logp - behavior_logp); maximised (equation 14). Float64 scalar."""
+def surrogate(family, params, batch: Batch, weights) -> tf.Tensor:
+    """sum_n w_n ratio_n advantage_n, ratio = exp(logp - behavior_logp); maximised (equation 14). Float64 scalar."""
     ratio = tf.exp(family(params).log_prob(batch.action) - batch.behavior_logp)
-    return masked_mean(ratio * batch.advantage, batch.mask)
+    return weighted_sum(ratio * batch.advantage, weights)
 
 
-def mean_kl(family, params_old, params, mask) -> tf.Tensor:
-    """Masked mean of KL(old || new) (equation 12: the old policy comes first), in float64. params: [N, K]."""
+def mean_kl(family, params_old, params, weights) -> tf.Tensor:
+    """sum_n w_n KL(old || new)_n (equation 12: the old policy comes first), in float64. params: [N, K]."""
     old, new = (family(tf.cast(p, tf.float64)) for p in (params_old, params))
-    return masked_mean(tfp.distributions.kl_divergence(old, new), mask)
+    return weighted_sum(tfp.distributions.kl_divergence(old, new), weights)
 
 
 def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, max_step, config: Config):
@@ -41,41 +41,54 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
     wanders. 1 / length is the multiplier of the KL constraint; max_step bounds it from below: a unit of KL has a price.
 
     Args:
-      network: (theta [P], features [N, D]) -> params [N, K]. family: of policy/distributions.py.
+      network: (theta [P], obs [C, ...]) -> params [C, K]. family: of policy/distributions.py.
       theta_old: [P].
-      batch: N rows.
-      fisher_rows: [M] int32, the rows that Fisher products use.
+      batch: N rows; obs may have more.
+      fisher_rows: [M] int32, the rows that Fisher products use; None for all.
       max_kl, max_step: scalars, float64; nats, and multiples of x.
-      config: cg_iterations, cg_tolerance, cg_damping, backtrack_ratio, max_backtracks, fisher_product are read.
+      config: cg_iterations, cg_tolerance, cg_damping, backtrack_ratio, max_backtracks, fisher_product and fisher_chunk
+        are read.
 
     Returns:
       theta [P], theta_old to the bit where no step was acceptable, and a dict of scalar metrics.
     """
-    with tf.GradientTape() as tape:
-        tape.watch(theta_old)
-        params_old = network(theta_old, batch.obs)
-        surrogate_old = surrogate(family, params_old, batch)
-    grad = tape.gradient(surrogate_old, theta_old)
+    chunk, weights = config.fisher_chunk, mean_weights(batch.mask)
+    params_old = chunks.apply(lambda obs: network(theta_old, obs), batch.obs, batch.mask.shape[0], chunk)
 
-    fisher_obs, weights = tf.gather(batch.obs, fisher_rows), tf.gather(batch.mask, fisher_rows)
-    weights = tf.cast(weights / tf.maximum(tf.reduce_sum(weights), 1.0), theta_old.dtype)
+    def gradient(rows: Batch, weights):
+        with tf.GradientTape() as tape:
+            tape.watch(theta_old)
+            value = surrogate(family, network(theta_old, rows.obs), rows, weights)
+        return value, tape.gradient(value, theta_old)
 
-    def fvp(vector):
-        product = fisher.PRODUCTS[config.fisher_product]
-        return product(lambda theta: network(theta, fisher_obs), family, theta_old, weights, vector)
+    surrogate_old, grad = chunks.add_up(gradient, batch, weights, chunk)
 
-    solution = conjugate_gradient.conjugate_gradient(
-        lambda v: fvp(v) + config.cg_damping * v, grad, config.cg_iterations, config.cg_tolerance
-    )
+    fisher_obs, fisher_mask = batch.obs, batch.mask
+    if fisher_rows is not None:
+        fisher_obs, fisher_mask = tf.gather(fisher_obs, fisher_rows), tf.gather(fisher_mask, fisher_rows)
+    fisher_weights = tf.cast(mean_weights(fisher_mask), theta_old.dtype)
+
+    def damped_fvp(vector):
+        def product(obs, weights):
+            of_network = fisher.PRODUCTS[config.fisher_product]
+            return of_network(lambda theta: network(theta, obs), family, theta_old, weights, vector)
+
+        return chunks.add_up(product, fisher_obs, fisher_weights, chunk) + config.cg_damping * vector
+
+    solution = conjugate_gradient.conjugate_gradient(damped_fvp, grad, config.cg_iterations, config.cg_tolerance)
     direction = solution.direction
-    curvature = dot(direction, fvp(direction))
+    curvature = dot(direction, solution.product) - config.cg_damping * dot(direction, direction)  # x.F x
     step_size = tf.where(curvature > 0, tf.sqrt(2.0 * max_kl / tf.where(curvature > 0, curvature, 1.0)), 0.0)
     step_size = tf.minimum(step_size, max_step)
     full_step = tf.cast(step_size, theta_old.dtype) * direction
 
     def evaluate(theta):
-        params = network(theta, batch.obs)
-        return surrogate(family, params, batch) - surrogate_old, mean_kl(family, params_old, params, batch.mask)
+        def part(rows, weights):
+            params = network(theta, rows[0].obs)
+            return surrogate(family, params, rows[0], weights), mean_kl(family, rows[1], params, weights)
+
+        value, kl = chunks.add_up(part, (batch, params_old), weights, chunk)
+        return value - surrogate_old, kl
 
     step = trust_region.line_search(
         evaluate, theta_old, full_step, max_kl, config.backtrack_ratio, config.max_backtracks
@@ -140,32 +153,44 @@ class TRPO(tf.Module):
         """
         config = self._config
         self.wait()
-        batch, features, advantage_std = self._prepare(trajectory)
+        trajectory = Trajectory(*map(tf.convert_to_tensor, trajectory))
+        batch, constants, advantage_std = self._prepare(trajectory)
+        if constants is not None:
+            batch = batch._replace(obs=tf.reshape(trajectory.obs, [-1, *trajectory.obs.shape[2:]]))
         seed = tf.constant([self._seed, update], tf.int32)
         max_kl = tf.constant(config.max_kl, tf.float64)
         learning_rate = config.value_learning_rate * (1.0 - progress if config.value_learning_rate_decay else 1.0)
-        self._fit = _start(self._timed_fit, batch, seed, tf.constant(learning_rate, tf.float32))
-        metrics = self._policy_step(batch, seed, max_kl, advantage_std)
-        self._commit(features, batch.mask)
+        self._fit = _start(self._timed_fit, batch, constants, seed, tf.constant(learning_rate, tf.float32))
+        metrics = self._policy_step(batch, constants, seed, max_kl, advantage_std)
+        self._commit(trajectory.obs, trajectory.mask)
         metrics = _numbers(metrics)
         metrics["policy/reason"] = trust_region.REASONS[metrics["policy/reason"]]
         metrics["cg/reason"] = conjugate_gradient.REASONS[metrics["cg/reason"]]
         return metrics, self._fit
 
-    def _timed_fit(self, batch: Batch, seed, learning_rate) -> dict[str, float]:
+    def _timed_fit(self, batch: Batch, constants, seed, learning_rate) -> dict[str, float]:
         start = time.perf_counter()
-        metrics = _numbers(self._fit_values(batch, self._order(seed), learning_rate))
+        metrics = _numbers(self._fit_values(batch, constants, self._order(seed), learning_rate))
         return metrics | {"time/value_fit_seconds": time.perf_counter() - start}
 
     @tf.function(autograph=False, jit_compile=True)
     def _prepare(self, trajectory: Trajectory):
-        """Trajectory [T, B, ...] to Batch [N, ...], the raw features [N, D] that the normaliser will merge, and the
-        standard deviation of the advantages in those of the discounted return."""
+        """Trajectory [T, B, ...] to Batch [N, ...], the normaliser's constants, and the standard deviation of the
+        advantages in those of the discounted return.
+
+        The batch's obs are features, and the constants None; with fisher_chunk, where all features at once might not
+        fit into memory, obs are None, for the caller to put the trajectory's there."""
         config, policy = self._config, self.policy
         time, envs = trajectory.reward.shape
-        raw = policy.encoder(tf.reshape(trajectory.obs, [(time + 1) * envs, *trajectory.obs.shape[2:]]))
-        features = policy.normalizer(raw)
-        values = tf.reshape(policy.values(features), [time + 1, envs])
+        obs, constants = tf.reshape(trajectory.obs, [(time + 1) * envs, *trajectory.obs.shape[2:]]), None
+        if config.fisher_chunk:
+            constants = policy.normalizer.constants()
+        else:
+            obs = policy.preprocess(obs)
+        values = chunks.apply(
+            lambda rows: policy.values(self._features(rows, constants)), obs, (time + 1) * envs, config.fisher_chunk
+        )
+        values = tf.reshape(values, [time + 1, envs])
         ended = trajectory.terminated | trajectory.truncated
         reward = self.reward_scaler(trajectory.reward, ended, trajectory.mask)
         flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
@@ -178,7 +203,7 @@ class TRPO(tf.Module):
             return tf.reshape(x, [rows, *x.shape[2:]])
 
         batch = Batch(
-            obs=features[:rows],
+            obs=None if constants else obs[:rows],
             action=flat(trajectory.action),
             behavior_logp=flat(trajectory.behavior_logp),
             advantage=flat(standardized),
@@ -186,20 +211,31 @@ class TRPO(tf.Module):
             values=flat(values[:-1]),
             mask=flat(trajectory.mask),
         )
-        return batch, raw[:rows], advantage_std
+        return batch, constants, advantage_std
+
+    def _features(self, obs, constants):
+        """A batch's obs as what networks take."""
+        return obs if constants is None else self.policy.preprocess(obs, constants)
 
     @tf.function(autograph=False, jit_compile=True)
-    def _policy_step(self, batch: Batch, seed, max_kl, advantage_std):
+    def _policy_step(self, batch: Batch, constants, seed, max_kl, advantage_std):
         network = self.policy.network
         rows = batch.mask.shape[0]
         count = max(1, round(self._config.fisher_fraction * rows))
-        fisher_rows = tf.range(rows)
+        fisher_rows = None
         if count < rows:
             fisher_rows = tf.argsort(tf.random.stateless_uniform([rows], seed))[:count]
         # Advantages were divided by their std, and the gradient of the return is the surrogate's over 1 - gamma.
         max_step = self._config.max_step * advantage_std / max(1.0 - self._config.gamma, 1e-9)
         theta, metrics = policy_step(
-            network, self.policy.family, network.theta(), batch, fisher_rows, max_kl, max_step, self._config
+            lambda theta, obs: network(theta, self._features(obs, constants)),
+            self.policy.family,
+            network.theta(),
+            batch,
+            fisher_rows,
+            max_kl,
+            max_step,
+            self._config,
         )
         network.assign(theta)
         return metrics | {"policy/advantage_std": advantage_std}
@@ -212,11 +248,14 @@ class TRPO(tf.Module):
         return value_fit.minibatch_order(config.value_epochs, rows, config.value_minibatch_size, key)
 
     @tf.function(autograph=False, jit_compile=True)
-    def _fit_values(self, batch: Batch, order, learning_rate):
-        network = self.policy.value_network
+    def _fit_values(self, batch: Batch, constants, order, learning_rate):
+        policy, chunk = self.policy, self._config.fisher_chunk
         before = advantages.explained_variance(batch.returns, batch.values, batch.mask)
-        value_fit.fit(network, self.adam, batch.obs, batch.returns, batch.mask, order, learning_rate)
-        values = self.policy.values(batch.obs)
+        minibatches = (lambda rows: self._features(tf.gather(batch.obs, rows), constants)), order
+        value_fit.fit(policy.value_network, self.adam, *minibatches, batch.returns, batch.mask, learning_rate)
+        values = chunks.apply(
+            lambda obs: policy.values(self._features(obs, constants)), batch.obs, batch.mask.shape[0], chunk
+        )
         loss = masked_mean(0.5 * (values - batch.returns) ** 2, batch.mask)
         return {
             "value/loss": loss,
@@ -226,8 +265,10 @@ class TRPO(tf.Module):
         }
 
     @tf.function(autograph=False, jit_compile=True)
-    def _commit(self, raw, mask):
-        self.policy.normalizer.commit(raw, mask)
+    def _commit(self, obs, mask):
+        rows = mask.shape[0] * mask.shape[1]
+        raw = self.policy.encoder(tf.reshape(obs[:-1], [rows, *obs.shape[2:]]))
+        self.policy.normalizer.commit(raw, tf.reshape(mask, [rows]))
 
 
 def _start(function, *args) -> Future:

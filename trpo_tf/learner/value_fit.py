@@ -39,15 +39,16 @@ def squared_error(network, phi, features, returns, mask) -> tf.Tensor:
     return 0.5 * tf.reduce_sum(error**2) / tf.maximum(tf.reduce_sum(mask), 1.0)
 
 
-def fit(network, state: AdamState, features, returns, mask, order, learning_rate) -> None:
+def fit(network, state: AdamState, features, order, returns, mask, learning_rate) -> None:
     """Fits the network to the returns; the Keras variables and the optimiser's state are updated.
 
     A minibatch without a valid row changes nothing and does not count as a step.
 
     Args:
       network: a FlatNetwork with one output.
-      features: [N, D]. returns, mask: [N].
+      features: of rows [M] int32, what the network takes for them, [M, D].
       order: [S, M] int32, the rows of each of S minibatches.
+      returns, mask: [N].
       learning_rate: scalar.
     """
 
@@ -56,7 +57,7 @@ def fit(network, state: AdamState, features, returns, mask, order, learning_rate
         weights = tf.gather(mask, rows)
         with tf.GradientTape() as tape:
             tape.watch(phi)
-            loss = squared_error(network, phi, tf.gather(features, rows), tf.gather(returns, rows), weights)
+            loss = squared_error(network, phi, features(rows), tf.gather(returns, rows), weights)
         stepped = (*adam(phi, tape.gradient(loss, phi), m, v, count + 1, learning_rate), count + 1)
         used = tf.reduce_any(weights > 0)
         return (k + 1, *(tf.where(used, new, old) for new, old in zip(stepped, (phi, m, v, count), strict=True)))

@@ -37,8 +37,8 @@ class Actor:
     def refresh(self) -> None:
         """Takes over the policy's parameters, its normaliser's too."""
         policy = self._policy
-        self._layers = [_layer(layer) for layer in policy.network.model.layers]
-        self._constants = tuple(constant.numpy() for constant in policy.normalizer.constants())
+        variables, self._constants = tf.nest.map_structure(lambda x: x.numpy(), policy.numbers())
+        self._layers = [_layer(layer, variables) for layer in policy.network.model.layers]
         if None in self._layers and self._call is None:
             encoder, family = policy.encoder, policy.family
             self._call = direct(
@@ -74,13 +74,13 @@ def direct(function):
     return lambda *inputs: tf.raw_ops.StatefulPartitionedCall(args=[*inputs, *captured], Tout=dtypes, f=function)
 
 
-def _layer(layer: keras.layers.Layer):
-    """The layer with its weights of now as a function of arrays [N, D] -> [N, K]; None where it is not known here."""
+def _layer(layer: keras.layers.Layer, variables: dict[str, np.ndarray]):
+    """The layer with these weights as a function of arrays [N, D] -> [N, K]; None where it is not known here."""
     if isinstance(layer, GaussianHead):
-        mean, log_std = _layer(layer.mean), layer.log_std.numpy()
+        mean, log_std = _layer(layer.mean, variables), variables[layer.log_std.path]
         return lambda x: np.concatenate([mean(x), log_std[None].repeat(len(x), 0)], 1)
     activation = _ACTIVATIONS.get(getattr(getattr(layer, "activation", None), "__name__", ""))
     if type(layer) is not keras.layers.Dense or activation is None:
         return None
-    kernel, bias = layer.kernel.numpy(), layer.bias.numpy()
+    kernel, bias = variables[layer.kernel.path], variables[layer.bias.path]
     return lambda x: activation(x @ kernel + bias)

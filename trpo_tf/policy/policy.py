@@ -36,9 +36,9 @@ class Policy(tf.Module):
             networks.mlp(size, hidden, activation, value_head, seed + 20_000, "value")
         )
 
-    def preprocess(self, obs: tf.Tensor) -> tf.Tensor:
-        """Observations [N, ...] to the networks' features [N, D]."""
-        return self.normalizer(self.encoder(obs))
+    def preprocess(self, obs: tf.Tensor, constants=None) -> tf.Tensor:
+        """Observations [N, ...] to the networks' features [N, D]; `constants`: the normaliser's, by default of now."""
+        return self.normalizer(self.encoder(obs), constants)
 
     def values(self, features: tf.Tensor) -> tf.Tensor:
         """Value estimates [N] of features [N, D], in units of the scaled reward."""
@@ -57,6 +57,12 @@ class Policy(tf.Module):
         params = self.network.model(self.preprocess(obs))
         action = self.family.draw(params, noise)
         return params, action, self.family.to_env(action)
+
+    @tf.function(autograph=False)
+    def numbers(self) -> tuple[dict[str, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+        """The policy network's variables by path, and the normaliser's constants: all that acting depends on."""
+        variables = {variable.path: tf.identity(variable.value) for variable in self.network.model.variables}
+        return variables, self.normalizer.constants()
 
     @tf.function(autograph=False)
     def log_prob(self, params: tf.Tensor, action: tf.Tensor) -> tf.Tensor:

@@ -107,7 +107,9 @@ class Collector:
                 params[t], action[t], env_action = self._actor(obs[t], noise[t])
                 recorded.append(env_action)
                 rows = self._envs.step(env_action)
-                obs[t + 1], bad_obs[t + 1] = self._clean(rows.obs)
+                obs[t + 1] = rows.obs.reshape(obs.shape[1:])
+                if not np.isfinite(obs[t + 1].sum()):
+                    obs[t + 1], bad_obs[t + 1] = self._clean(rows.obs)
                 reward[t], terminated[t], truncated[t], mask[t] = rows[1:]
         flat = (x.reshape(-1, *x.shape[2:]) for x in (params, action))
         logp = self._policy.log_prob(*flat).numpy().reshape(shape)

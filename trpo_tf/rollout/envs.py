@@ -4,6 +4,7 @@ NEXT_STEP autoreset: the step after an episode's end ignores its action and retu
 """
 
 import difflib
+import os
 import re
 import warnings
 from typing import NamedTuple
@@ -40,16 +41,27 @@ class _EnvPool:
     """EnvPool in synchronous mode; env i has the seed seed + i."""
 
     def __init__(self, env_id: str, num_envs: int, seed: int, threads: int):
+        cores = os.sched_getaffinity(0)
+        # Not bound to cores, threads that wake up meet on one while another idles: every other trajectory takes half
+        # as long again. With cores that are not all ours, EnvPool's numbering may name one that is another's.
+        bound = threads == 0 and len(cores) <= num_envs and cores == set(range(len(cores)))
         self._pool = envpool.make(
-            env_id, env_type="gymnasium", num_envs=num_envs, seed=seed, num_threads=min(threads, num_envs)
+            env_id,
+            env_type="gymnasium",
+            num_envs=num_envs,
+            seed=seed,
+            num_threads=min(threads or len(cores), num_envs),
+            thread_affinity_offset=0 if bound else -1,
         )
         self.observation_space = self._pool.observation_space
         self.action_space = self._pool.action_space
         self.max_episode_steps = self._pool.spec.config.max_episode_steps
         self._dtype = self._pool.spec.action_array_spec["action"].dtype
-        ids = np.arange(num_envs, dtype=np.int32)
-        self._ids = {"env_id": ids, "players.env_id": ids}  # EnvPool would work them out anew at every step
+        self._ids = np.arange(num_envs, dtype=np.int32)
         self._ended = np.zeros(num_envs, bool)
+        names, wanted = self._pool._state_keys, ("obs", "reward", "done", "trunc", "elapsed_step")
+        plain = self._pool._spec._action_keys == ["env_id", "players.env_id", "action"] and set(wanted) <= set(names)
+        self._state = [names.index(name) for name in wanted] if plain else None
 
     def reset(self) -> np.ndarray:
         """Starts every environment; obs [B, ...]."""
@@ -63,9 +75,17 @@ class _EnvPool:
 
     def step(self, action: np.ndarray):
         """obs, reward, terminated, truncated of actions [B, ...]."""
-        obs, reward, terminated, truncated, info = self._pool.step({"action": action.astype(self._dtype)} | self._ids)
+        action = np.ascontiguousarray(action, self._dtype)
+        if self._state:  # what EnvPool's own step does around these two calls takes longer than 16 steps of CartPole
+            self._pool._send([self._ids, self._ids, action])
+            state = self._pool._recv()
+            obs, reward, done, truncated, elapsed = [state[index] for index in self._state]
+            terminated = done & ~truncated
+        else:
+            obs, reward, terminated, truncated, info = self._pool.step(action)
+            elapsed = info["elapsed_step"]
         if self._ended is not None and self._ended.any():
-            if info["elapsed_step"][self._ended].any():
+            if elapsed[self._ended].any():
                 raise RuntimeError("EnvPool did not reset at the step after an episode's end, which rows rely on")
             self._ended = None  # the contract was seen to hold; looking once is enough
         elif self._ended is not None:
@@ -132,7 +152,7 @@ class Envs:
       num_envs: B.
       seed: environment b gets seed + b.
       backend: "auto", "envpool" or "gymnasium".
-      threads: of EnvPool.
+      threads: of EnvPool; 0: one per core.
       stagger: see above.
       allow_module: let "module:Id" import that module.
       render_mode, video_dir: of gymnasium; show the episodes, or record them into a directory.
@@ -147,7 +167,7 @@ class Envs:
         num_envs: int,
         seed: int,
         backend: str = "auto",
-        threads: int = 1,
+        threads: int = 0,
         stagger: bool = False,
         allow_module: bool = False,
         render_mode: str | None = None,
@@ -169,11 +189,14 @@ class Envs:
         self._length = np.zeros(num_envs, np.int64)
         self._return = np.zeros(num_envs, np.float64)
         self._ended = np.zeros(num_envs, bool)
+        self._resets = False  # whether any has ended
         self._cut = np.zeros(num_envs, bool)
         self._cut_at = np.full(num_envs, np.iinfo(np.int64).max)
         limit = self._backend.max_episode_steps
         if stagger and limit:
             self._cut_at = -(-limit * np.arange(1, num_envs + 1) // num_envs)
+        self._quiet = int(self._cut_at.min())  # that many steps from now the first episode is to be cut
+        self._all_valid = np.ones(num_envs, np.float32)
         self._episodes = Episodes([], [])
 
     def reset(self) -> np.ndarray:
@@ -192,8 +215,13 @@ class Envs:
 
     def step(self, action: np.ndarray) -> Rows:
         """Steps all environments with actions [B, ...] as the environment takes them."""
-        valid = ~self._ended
         obs, reward, terminated, truncated = self._backend.step(action)
+        self._quiet -= 1
+        if self._quiet > 0 and not (self._resets or (terminated | truncated).any()):
+            self._length += 1
+            self._return += _finite(reward)
+            return Rows(obs, reward.astype(np.float32, copy=False), terminated, truncated, self._all_valid)
+        valid = ~self._ended
         if self._cut.any():  # their step was one more of the episode cut before; now comes the reset
             ids = np.flatnonzero(self._cut)
             obs = np.array(obs)
@@ -202,12 +230,14 @@ class Envs:
             reward, terminated, truncated = np.where(valid, reward, 0.0), terminated & valid, truncated & valid
         truncated = truncated & ~terminated
         self._length += valid
-        self._return += reward if np.isfinite(reward.sum()) else np.nan_to_num(reward, posinf=0.0, neginf=0.0)
+        self._return += _finite(reward)
         ended = terminated | truncated
         self._cut = valid & ~ended & (self._length >= self._cut_at)
         self._ended = ended | self._cut
-        if self._ended.any():
+        self._resets = self._ended.any()
+        if self._resets:
             self._finish(np.flatnonzero(ended), np.flatnonzero(self._ended))
+        self._quiet = int((self._cut_at - self._length).min())
         return Rows(obs, reward.astype(np.float32), terminated, truncated | self._cut, valid.astype(np.float32))
 
     def _finish(self, whole: np.ndarray, over: np.ndarray) -> None:
@@ -225,6 +255,10 @@ class Envs:
     def close(self) -> None:
         """Frees the environments."""
         self._backend.close()
+
+
+def _finite(reward: np.ndarray) -> np.ndarray:
+    return reward if np.isfinite(reward.sum()) else np.nan_to_num(reward, posinf=0.0, neginf=0.0)
 
 
 def derive_seed(seed: int, *path: int) -> int:
