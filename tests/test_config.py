@@ -27,7 +27,7 @@ def test_time_steps_are_rounded_up():
         ("seed", 2**31),
         ("total_steps", True),
         ("backtrack_ratio", 1.0),
-        ("fisher_fraction", 0.0),
+        ("fisher_fraction", -0.1),
         ("hidden_sizes", (64, 0)),
         ("activation", "sigmoidish"),
         ("env_backend", ""),

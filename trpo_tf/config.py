@@ -97,7 +97,13 @@ class Config:
     cg_iterations: int = _field(10, _TRPO, "conjugate gradient iterations at most (TRPO, appendix C.1: 10)", low=1)
     cg_damping: float = _field(0.1, _TRPO, "multiple of the identity added to the Fisher matrix (rl-zoo)", low=0)
     cg_tolerance: float = _field(1e-10, _TRPO, "stop when |r|^2 <= tolerance * |grad|^2 (rl-zoo, made relative)", low=0)
-    fisher_fraction: float = _field(1.0, _TRPO, "share of rows in Fisher products (TRPO, appendix C)", above=0, high=1)
+    fisher_fraction: float = _field(
+        0,
+        _TRPO,
+        "share of rows in Fisher products (TRPO, appendix C); 0: 4096 rows or a fifth, whichever is more",
+        low=0,
+        high=1,
+    )
     fisher_chunk: int = _field(
         0, _TRPO, "rows of the batch that networks see at once in an update, to bound memory; 0: all", low=0
     )

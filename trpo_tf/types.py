@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+ALIGNMENT = 64  # bytes; TensorFlow takes over memory that begins at a multiple of it
+
 
 class Trajectory(NamedTuple):
     """One update's transitions, time-major. T time, B envs; invalid rows carry mask 0.

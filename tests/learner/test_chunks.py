@@ -1,5 +1,8 @@
 """Chunks against the whole batch."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -25,6 +28,18 @@ def test_a_sum_counts_every_row_once(chunk):
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 3, 5, 9, 10, 99])
+def test_every_row_is_seen_once_in_order(chunk):
+    total = tf.Variable(tf.zeros([3], tf.float64))
+
+    def function(rows, weights):
+        for row, weight in zip(tf.unstack(rows), tf.unstack(weights), strict=True):
+            total.assign(tf.where(weight > 0, 2 * total + row, total))  # what it becomes depends on the order
+
+    compiled(lambda x: chunks.for_each(function, x, tf.constant(WEIGHTS), chunk), ROWS)
+    np.testing.assert_allclose(total, 0.5 ** np.arange(-9, 1) @ ROWS[:10], rtol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 3, 5, 9, 10, 99])
 def test_rows_keep_their_places(chunk):
     def function(rows):
         return rows[0] * rows[1][:, None]
@@ -32,3 +47,44 @@ def test_rows_keep_their_places(chunk):
     factors = np.arange(12.0)
     result = compiled(lambda *x: chunks.apply(function, x, 10, chunk), ROWS, factors)
     np.testing.assert_allclose(result, (ROWS * factors[:, None])[:10], rtol=1e-12)
+
+
+MEMORY = """
+import resource, sys
+import gymnasium as gym
+import numpy as np
+from trpo_tf.config import Config
+from trpo_tf.learner.trpo import TRPO
+from trpo_tf.policy.policy import Policy
+from trpo_tf.rollout.collector import aligned
+from trpo_tf.types import Trajectory
+
+chunk, time, envs = int(sys.argv[1]), 2000, 20
+settings = {"cg_iterations": 1, "max_backtracks": 1, "value_epochs": 1, "fisher_fraction": 1}
+config = Config(env="x", num_envs=envs, steps_per_update=time * envs, fisher_chunk=chunk, **settings)
+learner = TRPO(Policy(gym.spaces.Box(-1, 1, (64, 64)), gym.spaces.Discrete(4), config, 0), config, 0)
+random, shape = np.random.default_rng(0), (time, envs)
+obs = aligned((time + 1, envs, 64, 64), np.dtype(np.float32))
+for row in obs:
+    row[...] = random.standard_normal(row.shape)
+never, logp = np.zeros(shape, bool), np.full(shape, np.log(0.25), np.float32)
+reward, ones = random.standard_normal(shape).astype(np.float32), np.ones(shape, np.float32)
+trajectory = Trajectory(obs, random.integers(0, 4, shape), logp, reward, never, never, ones)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+metrics, fit = learner.update(trajectory, 1, 0.0)
+fit.result()
+assert metrics["policy/reason"] == "accepted"
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / obs.nbytes)
+"""
+
+
+@pytest.mark.slow
+def test_an_update_in_chunks_needs_no_second_batch():
+    """40,000 observations of 64 x 64 are 625 MiB; compilation takes some 300 whatever the batch."""
+
+    def growth(chunk):
+        done = subprocess.run([sys.executable, "-c", MEMORY, str(chunk)], capture_output=True, text=True, check=True)
+        return float(done.stdout.split()[-1])
+
+    assert growth(500) < 0.7
+    assert growth(0) > 1.5, "else this measures nothing"

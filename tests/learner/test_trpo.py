@@ -213,6 +213,14 @@ def test_nothing_retraces_after_the_first_update(ten_updates):
         assert function.experimental_get_tracing_count() == 1
 
 
+def test_fisher_products_use_the_share_of_rows_asked_for():
+    assert [trpo._fisher_count(rows, 0) for rows in (1, 2048, 4096, 5000, 16384, 100_000)] == [
+        1, 2048, 4096, 4096, 4096, 20_000,
+    ]  # fmt: skip
+    assert [trpo._fisher_count(rows, 0.1) for rows in (1, 2048)] == [1, 205]
+    assert trpo._fisher_count(77, 1.0) == 77
+
+
 def test_an_update_with_nothing_valid_leaves_both_networks_to_the_bit(tiny):
     agent = Agent(tiny())
     agent.start()

@@ -23,20 +23,28 @@ def add_up(function, rows, weights: tf.Tensor, chunk: int):
     if not 0 < chunk < count:
         return function(_slice(rows, 0, count), weights)
 
-    def part(k):
-        start = tf.minimum(k * chunk, count - chunk)
-        fresh = start + tf.range(chunk) >= k * chunk  # the others were in the chunk before
-        taken, theirs = _slice((rows, weights), start, chunk)
-        return function(taken, tf.where(fresh, theirs, 0))
+    def step(k, sums):
+        return k + 1, tf.nest.map_structure(tf.add, sums, function(*_chunk(rows, weights, chunk, k)))
 
-    zeros = tf.nest.map_structure(tf.zeros_like, part(0))
-    end = tf.while_loop(
-        lambda k, _: k < -(-count // chunk),
-        lambda k, sums: (k + 1, tf.nest.map_structure(tf.add, sums, part(k))),
-        (0, zeros),
-        parallel_iterations=1,
-    )
-    return end[1]
+    zeros = tf.nest.map_structure(tf.zeros_like, function(*_chunk(rows, weights, chunk, 0)))
+    return tf.while_loop(lambda k, _: k < -(-count // chunk), step, (0, zeros), parallel_iterations=1)[1]
+
+
+def for_each(function, rows, weights: tf.Tensor, chunk: int) -> None:
+    """Calls function(rows of a chunk, their weights) on every chunk, for what it does to variables.
+
+    Arguments as `add_up`; the function's result is left alone.
+    """
+    count = weights.shape[0]
+    if not 0 < chunk < count:
+        function(_slice(rows, 0, count), weights)
+        return
+
+    def step(k):
+        function(*_chunk(rows, weights, chunk, k))
+        return (k + 1,)
+
+    tf.while_loop(lambda k: k < -(-count // chunk), step, (0,), parallel_iterations=1)
 
 
 def apply(function, rows, count: int, chunk: int) -> tf.Tensor:
@@ -64,6 +72,13 @@ def apply(function, rows, count: int, chunk: int) -> tf.Tensor:
     )
     before = (chunks - 1) * chunk
     return tf.concat([tf.reshape(results[:-1], [before, *first.shape[1:]]), results[-1, before - count :]], 0)
+
+
+def _chunk(rows, weights, chunk: int, k):
+    """Chunk k, with weight 0 for rows that the chunk before had."""
+    start = tf.minimum(k * chunk, weights.shape[0] - chunk)
+    taken, theirs = _slice((rows, weights), start, chunk)
+    return taken, tf.where(start + tf.range(chunk) >= k * chunk, theirs, 0)
 
 
 def _slice(rows, start, size: int):

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import Future
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -15,7 +16,7 @@ from trpo_tf.learner import advantages, chunks, conjugate_gradient, fisher, trus
 from trpo_tf.learner.advantages import masked_mean, mean_weights, weighted_sum
 from trpo_tf.learner.conjugate_gradient import dot
 from trpo_tf.policy.policy import Policy
-from trpo_tf.types import Batch, Trajectory
+from trpo_tf.types import ALIGNMENT, Batch, Trajectory
 
 
 def surrogate(family, params, batch: Batch, weights) -> tf.Tensor:
@@ -153,7 +154,7 @@ class TRPO(tf.Module):
         """
         config = self._config
         self.wait()
-        trajectory = Trajectory(*map(tf.convert_to_tensor, trajectory))
+        trajectory = Trajectory(_shared(trajectory.obs), *map(tf.convert_to_tensor, trajectory[1:]))
         batch, constants, advantage_std = self._prepare(trajectory)
         if constants is not None:
             batch = batch._replace(obs=tf.reshape(trajectory.obs, [-1, *trajectory.obs.shape[2:]]))
@@ -221,7 +222,7 @@ class TRPO(tf.Module):
     def _policy_step(self, batch: Batch, constants, seed, max_kl, advantage_std):
         network = self.policy.network
         rows = batch.mask.shape[0]
-        count = max(1, round(self._config.fisher_fraction * rows))
+        count = _fisher_count(rows, self._config.fisher_fraction)
         fisher_rows = None
         if count < rows:
             fisher_rows = tf.argsort(tf.random.stateless_uniform([rows], seed))[:count]
@@ -266,9 +267,25 @@ class TRPO(tf.Module):
 
     @tf.function(autograph=False, jit_compile=True)
     def _commit(self, obs, mask):
-        rows = mask.shape[0] * mask.shape[1]
-        raw = self.policy.encoder(tf.reshape(obs[:-1], [rows, *obs.shape[2:]]))
-        self.policy.normalizer.commit(raw, tf.reshape(mask, [rows]))
+        policy, rows = self.policy, tf.reshape(obs, [-1, *obs.shape[2:]])
+        chunks.for_each(
+            lambda rows, mask: policy.normalizer.commit(policy.encoder(rows), mask),
+            rows,
+            tf.reshape(mask, [-1]),
+            self._config.fisher_chunk,
+        )
+
+
+def _fisher_count(rows: int, fraction: float) -> int:
+    """How many of so many rows Fisher products use."""
+    return max(1, round(fraction * rows)) if fraction else max(min(rows, 4096), rows // 5)
+
+
+def _shared(array: np.ndarray) -> tf.Tensor:
+    """The array as a tensor, in the same memory if that is aligned; convert_to_tensor takes twice its size."""
+    if array.ctypes.data % ALIGNMENT:
+        return tf.convert_to_tensor(array)
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def _start(function, *args) -> Future:

@@ -9,7 +9,7 @@ from trpo_tf.config import UsageError
 from trpo_tf.policy.actor import Actor
 from trpo_tf.policy.policy import Policy
 from trpo_tf.rollout.envs import Envs, Episodes
-from trpo_tf.types import Trajectory
+from trpo_tf.types import ALIGNMENT, Trajectory
 
 
 class EnvironmentFailure(RuntimeError):
@@ -92,7 +92,7 @@ class Collector:
     def _step_through(self) -> tuple[Trajectory, np.ndarray, np.ndarray]:
         """T steps: the trajectory, which observations [T+1, B] were not finite, and the environments' actions."""
         family, encoder, shape = self._policy.family, self._policy.encoder, (self._time, self._envs.num_envs)
-        obs = np.empty((shape[0] + 1, shape[1], *encoder.shape), encoder.dtype)
+        obs = aligned((shape[0] + 1, shape[1], *encoder.shape), encoder.dtype)
         params = np.empty((*shape, family.size), np.float32)
         action = np.empty((*shape, *family.action_shape), family.action_dtype)
         reward, mask = (np.empty(shape, np.float32) for _ in range(2))
@@ -146,3 +146,11 @@ class Collector:
         """Frees the environments."""
         if self._envs is not None:
             self._envs.close()
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array, not filled, in memory that a tensor can share."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
