@@ -8,6 +8,7 @@ Prints JSON: environment steps per second (task throughput), milliseconds of eac
 """
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -31,7 +32,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("cg_iterations", 15, "of sb3-contrib; 15 is its default")
     flags.DEFINE_bool("normalize", False, "observations and rewards, as rl-zoo does")
     flags.DEFINE_float("target_kl", 0.01, "of sb3-contrib; 0.01 is its default")
-    flags.DEFINE_integer("seed", 0, "of task return")
+    flags.DEFINE_integer("seed", 0, "of sb3-contrib")
     flags.DEFINE_float("target", 3000.0, "the mean return of --window episodes that task return waits for")
     flags.DEFINE_integer("window", 20, "see --target")
     flags.DEFINE_integer("steps", 1_000_000, "environment steps at most, of task return")
@@ -96,7 +97,7 @@ def sb3_return() -> int | None:
     reached = []
 
     class Watch(BaseCallback):
-        def _on_rollout_start(self):
+        def _on_rollout_end(self):
             returns = [episode["r"] for episode in self.model.ep_info_buffer]
             if len(returns) == FLAGS.window and sum(returns) / FLAGS.window >= FLAGS.target:
                 reached.append(self.num_timesteps)
@@ -142,7 +143,7 @@ def tianshou_throughput() -> float:
     from tianshou.utils.torch_utils import policy_within_training_step
     from torch.distributions import Categorical, Independent, Normal
 
-    envs = envpool.make_gymnasium(FLAGS.env, num_envs=FLAGS.num_envs, seed=0, num_threads=2)
+    envs = envpool.make_gymnasium(FLAGS.env, num_envs=FLAGS.num_envs, seed=0, num_threads=os.cpu_count())
     space, shape = envs.action_space, envs.observation_space.shape
     box = isinstance(space, gym.spaces.Box)
 

@@ -2,13 +2,16 @@
 
     python benchmarks/returns.py                       # everything, an hour or two on two cores
     python benchmarks/returns.py --envs=Hopper-v5 --seeds=0,1,2,3,4
+    python benchmarks/returns.py --envs=Hopper-v5,HalfCheetah-v5 --num_envs=4,8,16,32,64,128
 
 Every run's final evaluation (20 deterministic episodes) goes to results/returns.json, its progress.csv, thinned to at
-most 200 rows, to results/<env>-s<seed>.csv, and the table to results/returns.md. Runs that are already in --work_dir
-are not trained again; one that was interrupted is resumed.
+most 200 rows, to results/<env>-s<seed>.csv, and the table to results/returns.md. With --num_envs, each recipe is
+trained with these numbers of environments instead; results/num_envs.json and .md have returns and speeds by number.
+Runs that are already in --work_dir are not trained again; one that was interrupted is resumed.
 """
 
 import csv
+import itertools
 import json
 import statistics
 import subprocess
@@ -40,14 +43,15 @@ MOST_ROWS = 200
 FLAGS = flags.FLAGS
 flags.DEFINE_list("envs", list(TABLE), "environments to train on")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of each")
+flags.DEFINE_list("num_envs", [], "environments stepped together, instead of the recipe's; see above")
 flags.DEFINE_string("work_dir", "runs/returns", "where the runs themselves go")
 flags.DEFINE_integer("jobs", 1, "runs at a time; more than one spoils the speeds that are recorded", lower_bound=1)
 
 
-def train(env: str, seed: int, work_dir: Path) -> dict:
+def train(env: str, seed: int, work_dir: Path, num_envs: str = "") -> dict:
     """One run from start to end, or from where it was interrupted. Returns its record."""
     recipe, steps, _ = TABLE[env]
-    run_dir = work_dir / f"{env}-s{seed}"
+    run_dir = work_dir / (f"{env}-n{num_envs}-s{seed}" if num_envs else f"{env}-s{seed}")
     if not (run_dir / "evaluation.json").exists():
         command = [sys.executable, "-m", "trpo_tf.train", f"--run_dir={run_dir}"]
         if any((run_dir / "checkpoints").glob("update_*")):
@@ -58,16 +62,19 @@ def train(env: str, seed: int, work_dir: Path) -> dict:
                 f"--env={env}",
                 f"--seed={seed}",
                 f"--total_steps={steps}",
+                *([f"--num_envs={num_envs}"] if num_envs else []),
             ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     rows = read_csv(run_dir / "progress.csv")
-    thin(rows, RESULTS / f"{env}-s{seed}.csv")
+    if not num_envs:
+        thin(rows, RESULTS / f"{env}-s{seed}.csv")
     evaluation = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))
     best = max((float(row["eval/episode_return"]) for row in rows if row["eval/episode_return"]), default=None)
     # Wall clock from the end of the first update on: evaluations, checkpoints and logging included, compilation not.
     seconds = float(rows[-1]["time/elapsed_seconds"]) - float(rows[0]["time/elapsed_seconds"])
     speed = (int(rows[-1]["env_steps"]) - int(rows[0]["env_steps"])) / seconds
     record = {"env": env, "seed": seed, "recipe": recipe, "env_steps": int(rows[-1]["env_steps"])}
+    record |= {"num_envs": int(num_envs)} if num_envs else {}
     return record | {"final": evaluation, "best_periodic_return": best, "env_steps_per_second": speed}
 
 
@@ -101,20 +108,38 @@ def markdown(records: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def by_number(records: list[dict]) -> str:
+    """The table over numbers of environments."""
+    lines = [
+        "| environment | environments stepped together | return by seed | mean | steps/s |",
+        "|---|---|---|---|---|",
+    ]
+    for env, number in sorted({(r["env"], r["num_envs"]) for r in records}):
+        mine = sorted((r for r in records if (r["env"], r["num_envs"]) == (env, number)), key=lambda r: r["seed"])
+        returns = [r["final"]["return_mean"] for r in mine]
+        seeds = ", ".join(f"{r['seed']}: {value:.0f}" for r, value in zip(mine, returns, strict=True))
+        speed = statistics.median(r["env_steps_per_second"] for r in mine)
+        lines.append(f"| {env} | {number} | {seeds} | {statistics.mean(returns):.0f} | {speed:,.0f} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(argv):
     """Trains, then merges the records with those of earlier calls."""
     del argv
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "returns.json"
-    records = {(r["env"], r["seed"]): r for r in (json.loads(path.read_text()) if path.exists() else [])}
+    name, table = ("num_envs", by_number) if FLAGS.num_envs else ("returns", markdown)
+    path = RESULTS / f"{name}.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    records = {(r["env"], r.get("num_envs"), r["seed"]): r for r in earlier}
+    wanted = itertools.product(FLAGS.envs, FLAGS.num_envs or [""], FLAGS.seeds)
     with ThreadPoolExecutor(FLAGS.jobs) as pool:
-        wanted = [(env, int(seed)) for env in FLAGS.envs for seed in FLAGS.seeds]
-        for record in pool.map(lambda key: train(*key, Path(FLAGS.work_dir)), wanted):
-            records[record["env"], record["seed"]] = record
-            print(record["env"], record["seed"], round(record["final"]["return_mean"], 1), flush=True)
+        for record in pool.map(lambda key: train(key[0], int(key[2]), Path(FLAGS.work_dir), key[1]), wanted):
+            key = record["env"], record.get("num_envs"), record["seed"]
+            records[key] = record
+            print(*filter(None.__ne__, key), round(record["final"]["return_mean"], 1), flush=True)
     path.write_text(json.dumps(list(records.values()), indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "returns.md").write_text(markdown(list(records.values())), encoding="utf-8")
-    print(markdown(list(records.values())))
+    (RESULTS / f"{name}.md").write_text(table(list(records.values())), encoding="utf-8")
+    print(table(list(records.values())))
 
 
 if __name__ == "__main__":

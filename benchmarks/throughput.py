@@ -8,12 +8,13 @@ The same for all: 2048 rows per update, networks 64-64, 10 passes of the value f
 TRPO would take a policy step for every minibatch; its 10 passes are over the whole batch.) Systems take turns, each
 measurement in a process of its own; the table has medians. Compilation and the first update are left out. `trpo_tf:N`
 is without periodic evaluation, as the peers are; `defaults` is this project as it comes, evaluation and all, the recipe
-of the MuJoCo rows of the README's table; `rl-zoo` is sb3-contrib with the sizes, critic passes and CG iterations of its
-recipe there. Writes results/throughput.json, .md and .png; what was not measured again stays
-in them.
+of the MuJoCo rows of the README's table; `rl-zoo` is sb3-contrib with its recipe for MuJoCo there; `simulator` is
+EnvPool alone with random actions, stepped as its documentation does, `bound` with each of its threads on a core of its
+own, as this project runs it. Writes results/throughput.json, .md and .png; what was not measured again stays in them.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,8 @@ flags.DEFINE_list("envs", ["HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "CartPo
 flags.DEFINE_list(
     "systems",
     [f"{OURS}:{n}" for n in (16, 64, 128)]
-    + [DEFAULTS, f"{SB3}:1", f"{SB3}:16", SB3_ZOO, f"{TIANSHOU}:16", f"{SIMULATOR}:16", f"{SIMULATOR}:64"],
+    + [DEFAULTS, f"{SB3}:1", f"{SB3}:16", SB3_ZOO, f"{TIANSHOU}:16"]
+    + [f"{SIMULATOR}:16", f"{SIMULATOR}:64", f"{SIMULATOR} bound:16", f"{SIMULATOR} bound:64"],
     "what to measure, name:environments",
 )
 flags.DEFINE_integer("repeats", 3, "measurements of each; the median counts", lower_bound=1)
@@ -54,12 +56,14 @@ def ours(env: str, seconds: float, settings: dict) -> float:
     return (int(rows[-1]["env_steps"]) - int(rows[0]["env_steps"])) / spent
 
 
-def simulator(env: str, seconds: float, num_envs: int) -> float:
-    """EnvPool alone, random actions, two threads."""
+def simulator(env: str, seconds: float, num_envs: int, bound: bool) -> float:
+    """EnvPool alone, random actions, a thread per core, bound to it or not."""
     import envpool
     import numpy as np
 
-    pool = envpool.make_gymnasium(env, num_envs=num_envs, seed=0, num_threads=2)
+    threads = len(os.sched_getaffinity(0))
+    offset = 0 if bound else -1
+    pool = envpool.make_gymnasium(env, num_envs=num_envs, seed=0, num_threads=threads, thread_affinity_offset=offset)
     pool.reset()
     pool.action_space.seed(0)
     actions = [np.stack([pool.action_space.sample() for _ in range(num_envs)]) for _ in range(64)]
@@ -84,10 +88,11 @@ def measure(system: str, env: str, seconds: float) -> float:
     if name == SB3:
         return ask(**shared, system="sb3-contrib", num_envs=num_envs)
     if name == SB3_ZOO:
-        return ask(**shared | {"epochs": 20}, system="sb3-contrib", num_envs=2, cg_iterations=25, normalize=True)
+        zoo = {"epochs": 20, "num_envs": 2, "cg_iterations": 25, "normalize": True}
+        return ask(**shared | zoo, system="sb3-contrib", target_kl=0.04 if env.startswith("HalfCheetah") else 0.01)
     if name == TIANSHOU:
         return ask(**shared, system="tianshou", num_envs=num_envs)
-    return simulator(env, seconds, num_envs)
+    return simulator(env, seconds, num_envs, name.endswith("bound"))
 
 
 def table(results: dict[str, dict[str, list[float]]]) -> str:
@@ -142,7 +147,8 @@ def main(argv):
                 print(f"{turn + 1}/{FLAGS.repeats} {env} {system}: {results[env][system][-1]:,.0f} steps/s", flush=True)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "throughput.json"
-    results = (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}) | results
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results = earlier | {env: earlier.get(env, {}) | systems for env, systems in results.items()}
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "throughput.md").write_text(table(results), encoding="utf-8")
     plot(results, RESULTS / "throughput.png")

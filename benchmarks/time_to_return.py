@@ -3,16 +3,17 @@
     make peers                                                    # their own environment, .venv-peers
     python benchmarks/time_to_return.py                           # half an hour, nearly all of it the peer's
 
-From the start of the process, imports and compilation included, to the first update after which the mean return of the
-last 20 training episodes is at least the target; runs that end without it count as endless. This project runs with its
+From the start of the process, imports and compilation included, to the first row of progress.csv (of the peer: the end
+of the first rollout) at which the mean return of the last 20 training episodes is at least the target; runs that end
+without it count as endless. This project runs with its
 defaults, evaluations and checkpoints included; the peer with the recipe of RL Baselines3 Zoo for MuJoCo: 2 environments
 of 1024 steps, normalised observations and rewards, 20 critic passes, 25 CG iterations, target KL 0.04 on HalfCheetah
-and 0.01 elsewhere. Systems take turns. Writes results/time_to_return.json and .md.
+and 0.01 elsewhere. Systems take turns. Writes results/time_to_return.json and .md; what was not run again stays in
+them.
 """
 
 import json
 import math
-import signal
 import statistics
 import subprocess
 import sys
@@ -36,27 +37,34 @@ flags.DEFINE_integer("steps", 1_000_000, "environment steps after which a run ha
 
 
 def ours(env: str, seed: str) -> int | None:
-    """Environment steps until the target; the run is stopped there."""
+    """Environment steps until the target; the run is stopped there.
+
+    Raises:
+      subprocess.CalledProcessError: it failed.
+    """
     with tempfile.TemporaryDirectory() as directory:
         wanted = [f"--env={env}", f"--seed={seed}", f"--total_steps={FLAGS.steps}", f"--run_dir={directory}/run"]
-        process = subprocess.Popen([sys.executable, "-m", "trpo_tf.train", *wanted], stdout=subprocess.DEVNULL)
-        try:
-            while process.poll() is None:
-                time.sleep(0.2)
-                steps = reached(Path(directory) / "run" / "progress.csv")
-                if steps is not None:
-                    return steps
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        command = [sys.executable, "-m", "trpo_tf.train", *wanted]
+        process, running = subprocess.Popen(command, stdout=subprocess.DEVNULL), True
+        while running:
+            time.sleep(0.2)
+            running = process.poll() is None
+            steps = reached(Path(directory) / "run" / "progress.csv")
+            if steps is not None:
+                process.kill()
+                process.wait()
+                return steps
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
     return None
 
 
 def reached(path: Path) -> int | None:
-    """Environment steps of the newest row, if the return is there."""
-    rows = read_csv(path) if path.exists() else []
-    good = rows and int(rows[-1]["env/episodes"]) >= WINDOW and float(rows[-1]["env/episode_return"]) >= FLAGS.target
-    return int(rows[-1]["env_steps"]) if good else None
+    """Environment steps of the first row at which the return is there."""
+    for row in read_csv(path) if path.exists() else []:
+        if int(row["env/episodes"]) >= WINDOW and float(row["env/episode_return"]) >= FLAGS.target:
+            return int(row["env_steps"])
+    return None
 
 
 def peer(env: str, seed: str) -> int | None:
@@ -66,7 +74,8 @@ def peer(env: str, seed: str) -> int | None:
     return ask(task="return", env=env, seed=seed, target=FLAGS.target, steps=FLAGS.steps, window=WINDOW, **recipe)
 
 
-SYSTEMS = {"trpo_tf defaults": ours, "sb3-contrib rl-zoo": peer}
+OURS = "trpo_tf defaults"
+SYSTEMS = {OURS: ours, "sb3-contrib rl-zoo": peer}
 
 
 def table(records: list[dict]) -> str:
@@ -83,27 +92,31 @@ def table(records: list[dict]) -> str:
                 f"{r['seconds']:.0f} ({r['env_steps']:,})" if r["env_steps"] else f"not in {r['seconds']:.0f}"
                 for r in rows
             )
-            ratio = medians[name] / medians["trpo_tf defaults"]
-            lines.append(f"| {env} | {name} | {seeds} | {medians[name]:.0f} | {ratio:.1f} x as fast |")
+            other = name != OURS and math.isfinite(medians[OURS])
+            ratio = f"{medians[name] / medians[OURS]:.1f} x as fast" if other else ""
+            lines.append(f"| {env} | {name} | {seeds} | {medians[name]:.0f} | {ratio} |")
     return "\n".join(lines) + "\n"
 
 
 def main(argv):
     """Runs in turns and writes what was found."""
     del argv
-    records = []
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / "time_to_return.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    records = {(r["env"], r["system"], r["seed"]): r for r in earlier}
     for env in FLAGS.envs:
         for seed in FLAGS.seeds:
             for name, run in SYSTEMS.items():
                 start = time.perf_counter()
                 steps = run(env, seed)
                 spent = time.perf_counter() - start
-                records.append({"env": env, "system": name, "seed": int(seed), "seconds": spent, "env_steps": steps})
-                print(records[-1], flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "time_to_return.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "time_to_return.md").write_text(table(records), encoding="utf-8")
-    print(table(records))
+                record = {"env": env, "system": name, "seed": int(seed), "seconds": spent, "env_steps": steps}
+                records[env, name, int(seed)] = record
+                print(record, flush=True)
+                path.write_text(json.dumps(list(records.values()), indent=1) + "\n", encoding="utf-8")
+                (RESULTS / "time_to_return.md").write_text(table(list(records.values())), encoding="utf-8")
+    print(table(list(records.values())))
 
 
 if __name__ == "__main__":

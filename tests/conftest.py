@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from trpo_tf.config import Config
 from trpo_tf.policy.networks import FlatNetwork
+from trpo_tf.trainer import use_threads
 
-# As an Agent does in a fresh process, so that both round alike.
-tf.config.threading.set_intra_op_parallelism_threads(max(1, os.cpu_count() - 1))
+use_threads(Config(env="x"))  # as `train` does in a process of its own, so that both round alike
 
 TINY = {
     "env": "CartPole-v1",

@@ -208,19 +208,29 @@ def test_an_exported_version_on_the_way_and_an_environment_of_the_old_api(tmp_pa
     assert sorted(path.name for path in (tmp_path / "run" / "saved_model").iterdir()) == ["1", "2"]
 
 
-def test_tensorflow_leaves_a_core_to_the_value_fit_unless_told_or_begun(tiny, monkeypatch):
+def test_tensorflow_leaves_a_core_to_the_value_fit_unless_told_or_begun(tiny, monkeypatch, capsys):
     given = []
     monkeypatch.setattr(trainer.tf.config.threading, "set_intra_op_parallelism_threads", given.append)
-    monkeypatch.setattr(trainer.os, "cpu_count", lambda: 8)
-    for threads in (0, 3):
-        trainer.Agent(tiny(update_threads=threads))
-    assert given == [7, 3]
+    for cores, threads in ((8, 0), (1, 0), (8, 3)):
+        monkeypatch.setattr(trainer, "usable_cores", lambda cores=cores: set(range(cores)))
+        trainer.use_threads(tiny(update_threads=threads))
+    assert given == [7, 1, 3]
 
     def begun(threads):
         raise RuntimeError("Intra op parallelism cannot be modified after initialization.")
 
     monkeypatch.setattr(trainer.tf.config.threading, "set_intra_op_parallelism_threads", begun)
-    trainer.Agent(tiny())
+    trainer.use_threads(tiny())
+    assert capsys.readouterr().err == ""
+    trainer.use_threads(tiny(update_threads=3))
+    assert "--update_threads=3" in capsys.readouterr().err
+
+
+def test_the_final_evaluation_counts_for_the_best(tmp_path, tiny):
+    result = trpo_tf.train(tiny(total_steps=64, run_dir=tmp_path / "run", eval_every=1000, export=False))
+    best = checkpoint.newest(tmp_path / "run" / "best", pytest.fail)
+    assert best.meta["update"] == 1
+    assert best.meta["best_return"] == result.evaluation.returns.mean()
 
 
 def test_resuming_refuses_another_configuration_and_nothing_to_resume(undisturbed, tmp_path, tiny):

@@ -49,7 +49,7 @@ class Config:
         50, _RUN, "updates between checkpoints (environments are rebuilt there, so it is part of the result)", low=1
     )
     keep_checkpoints: int = _field(2, _RUN, "newest checkpoints kept", low=1)
-    eval_every: int = _field(50, _RUN, "updates between deterministic evaluations; 0: only at the end", low=0)
+    eval_every: int = _field(100, _RUN, "updates between deterministic evaluations; 0: only at the end", low=0)
     eval_episodes: int = _field(10, _RUN, "episodes of a periodic evaluation", low=1)
     final_eval_episodes: int = _field(20, _RUN, "episodes of the evaluation at the end; 0: none", low=0)
     export: bool = _field(True, _RUN, "save a SavedModel at the end")
@@ -71,7 +71,7 @@ class Config:
         "rows per update, rounded up to a multiple of --num_envs (A20: small ones win)",
         low=1,
     )
-    env_threads: int = _field(0, _ENV, "EnvPool's threads; 0: one per core, each bound to its own", low=0, high=1024)
+    env_threads: int = _field(0, _ENV, "EnvPool's threads; 0: one per core, bound to it if it can be", low=0, high=1024)
     stagger: bool = _field(True, _ENV, "cut first episodes at different lengths, so that a batch holds all phases")
     rescale_action: bool = _field(False, _ENV, "map [-1, 1] to a bounded Box instead of clipping to its bounds")
     max_invalid_rows: int = _field(1000, _ENV, "rows with NaN or infinity to mask before giving up", low=0)
@@ -105,7 +105,7 @@ class Config:
         high=1,
     )
     fisher_chunk: int = _field(
-        0, _TRPO, "rows of the batch that networks see at once in an update, to bound memory; 0: all", low=0
+        0, _TRPO, "rows per piece of what an update does with a whole batch, to bound memory; 0: all at once", low=0
     )
     fisher_product: str = _field(
         "forward",
@@ -116,9 +116,9 @@ class Config:
     backtrack_ratio: float = _field(0.8, _TRPO, "factor between line-search candidates (rl-zoo)", above=0, below=1)
     max_backtracks: int = _field(10, _TRPO, "line-search candidates after the full step (rl-zoo)", low=0)
 
-    value_epochs: int = _field(20, _VALUE, "passes of the value fit over the batch (rl-zoo)", low=0)
+    value_epochs: int = _field(10, _VALUE, "passes of the value fit over the batch (measured; rl-zoo: 20)", low=0)
     value_minibatch_size: int = _field(128, _VALUE, "rows per Adam step; what is over is left out (rl-zoo)", low=1)
-    value_learning_rate: float = _field(1e-3, _VALUE, "Adam's learning rate (A20: 3e-4 to 1e-3)", above=0)
+    value_learning_rate: float = _field(2e-3, _VALUE, "Adam's learning rate (measured; A20: 3e-4 to 1e-3)", above=0)
     value_learning_rate_decay: bool = _field(True, _VALUE, "let it fall linearly to 0 over --total_steps (E20)")
 
     def __post_init__(self):

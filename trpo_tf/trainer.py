@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import os
 import signal
 import threading
 import time
@@ -19,7 +18,7 @@ from trpo_tf.learner.trpo import TRPO
 from trpo_tf.policy.actor import Actor
 from trpo_tf.policy.policy import Policy
 from trpo_tf.rollout.collector import Collector, EnvironmentFailure
-from trpo_tf.rollout.envs import Envs, derive_seed
+from trpo_tf.rollout.envs import Envs, derive_seed, usable_cores
 from trpo_tf.rollout.evaluation import Evaluation, env_count, evaluate
 from trpo_tf.run import checkpoint, metrics, saved_model
 from trpo_tf.run.checkpoint import Checkpoint
@@ -48,9 +47,6 @@ class Agent:
 
     def __init__(self, config: Config):
         self.config = config
-        with contextlib.suppress(RuntimeError):  # TensorFlow runs already, with the threads that this process gave it
-            threads = config.update_threads or max(1, (os.cpu_count() or 1) - 1)
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
         probe = make_envs(config, 1, 0)
         probe.try_out()
         self.backend = probe.backend
@@ -218,6 +214,15 @@ def make_envs(config: Config, num_envs: int, seed: int, training: bool = False) 
     )
 
 
+def use_threads(config: Config) -> None:
+    """Gives TensorFlow the threads that config.update_threads asks for, unless it runs already in this process."""
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(config.update_threads or max(1, len(usable_cores()) - 1))
+    except RuntimeError:
+        if config.update_threads:
+            metrics.warn(f"--update_threads={config.update_threads} comes too late: TensorFlow runs in this process")
+
+
 def load_agent(run_dir: Path, best: bool = False, allow_env_module: bool = False) -> Agent:
     """The agent of a run's newest or best checkpoint, without training environments.
 
@@ -247,6 +252,7 @@ def train(config: Config) -> Result:
     """
     if config.resume and not config.run_dir:
         raise UsageError("--resume needs --run_dir, the run to go on with")
+    use_threads(config)
     with contextlib.ExitStack() as stack:
         stopping = stack.enter_context(_signals())
         agent = Agent(config)
@@ -289,7 +295,8 @@ def _loop(agent: Agent, directory: RunDirectory, metering, screen, stopping: thr
             raise
         boundary = agent.update % config.checkpoint_every == 0
         if config.eval_every and agent.update % config.eval_every == 0:
-            _evaluate_best(agent, directory, row)
+            summary = _evaluate_best(agent, directory, config.eval_episodes).summary()
+            row["eval/episode_return"], row["eval/episode_return_std"] = summary["return_mean"], summary["return_std"]
         if boundary:
             agent.rebuild_envs()
         metering.write(row | {"time/elapsed_seconds": time.perf_counter() - start}, fit)
@@ -310,21 +317,22 @@ def _loop(agent: Agent, directory: RunDirectory, metering, screen, stopping: thr
     return _finish(agent, directory, saver, export_dir, screen)
 
 
-def _evaluate_best(agent: Agent, directory: RunDirectory, row: metrics.Metrics) -> None:
-    """Evaluates into the metrics, and keeps the checkpoint when it is the best so far."""
-    summary = agent.evaluate(agent.config.eval_episodes).summary()
-    row["eval/episode_return"], row["eval/episode_return_std"] = summary["return_mean"], summary["return_std"]
-    if summary["return_mean"] > agent.best_return:
-        before, agent.best_return = agent.best_return, summary["return_mean"]
+def _evaluate_best(agent: Agent, directory: RunDirectory, episodes: int) -> Evaluation:
+    """Evaluates, and keeps the checkpoint when it is the best so far."""
+    evaluation = agent.evaluate(episodes)
+    mean = evaluation.summary()["return_mean"]
+    if mean > agent.best_return:
+        before, agent.best_return = agent.best_return, mean
         if not _Saver(directory.best, 1).save(agent):
             agent.best_return = before
+    return evaluation
 
 
 def _finish(agent: Agent, directory: RunDirectory, saver: "_Saver", export_dir: Path, screen) -> Result:
     """The evaluation, the last checkpoint and the SavedModel; a run that has them already gets no second SavedModel."""
     evaluation, exported = None, None
     if agent.config.final_eval_episodes:
-        evaluation = agent.evaluate(agent.config.final_eval_episodes)
+        evaluation = _evaluate_best(agent, directory, agent.config.final_eval_episodes)
         screen.evaluation(evaluation.summary())
         with metrics.forgiving("evaluation.json"):
             checkpoint.write_file(directory.path / "evaluation.json", metrics.to_json(evaluation.summary()))

@@ -60,7 +60,7 @@ from trpo_tf.rollout.collector import aligned
 from trpo_tf.types import Trajectory
 
 chunk, time, envs = int(sys.argv[1]), 2000, 20
-settings = {"cg_iterations": 1, "max_backtracks": 1, "value_epochs": 1, "fisher_fraction": 1}
+settings = {"cg_iterations": 1, "max_backtracks": 1, "value_epochs": 1}
 config = Config(env="x", num_envs=envs, steps_per_update=time * envs, fisher_chunk=chunk, **settings)
 learner = TRPO(Policy(gym.spaces.Box(-1, 1, (64, 64)), gym.spaces.Discrete(4), config, 0), config, 0)
 random, shape = np.random.default_rng(0), (time, envs)

@@ -15,24 +15,24 @@ from trpo_tf.trainer import Agent
 from trpo_tf.types import Batch
 
 
-def bandit(probs, actions, advantage, **changes):
+def bandit(probs, actions, advantage, dtype=tf.float64, **changes):
     """One policy step of a one-state softmax policy whose parameters are its logits. Returns theta, metrics."""
     family = distributions.make(gym.spaces.Discrete(len(probs)), rescale=False)
-    theta = tf.constant(np.log(probs), tf.float64)
+    theta = tf.constant(np.log(probs), dtype)
     rows = len(actions)
     batch = Batch(
-        obs=tf.zeros([rows, 1], tf.float64),
+        obs=tf.zeros([rows, 1], dtype),
         action=tf.constant(actions),
-        behavior_logp=tf.constant(np.log(np.array(probs)[actions]), tf.float64),
-        advantage=tf.constant(advantage, tf.float64),
+        behavior_logp=tf.constant(np.log(np.array(probs)[actions]), dtype),
+        advantage=tf.constant(advantage, dtype),
         returns=tf.zeros(rows),
         values=tf.zeros(rows),
-        mask=tf.ones(rows, tf.float64),
+        mask=tf.ones(rows, dtype),
     )
     config = Config(**({"env": "x", "cg_damping": 0.0, "cg_tolerance": 1e-20} | changes))
 
     def network(logits, obs):
-        return tf.zeros([tf.shape(obs)[0], 1], tf.float64) + logits
+        return tf.zeros([tf.shape(obs)[0], 1], dtype) + logits
 
     limits = tf.constant(config.max_kl, tf.float64), tf.constant(config.max_step, tf.float64)
     theta_new, metrics = trpo.policy_step(network, family, theta, batch, None, *limits, config)
@@ -111,6 +111,16 @@ def test_theta_is_untouched_where_there_is_nothing_to_learn(advantage, reason):
         assert int(metrics["policy/reason"]) == reason
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.1, 10.0, 1e6])
+def test_the_step_has_its_length_whatever_the_damping(damping):
+    """x.F x is a difference of large numbers where the damping is; the KL still comes out as asked for."""
+    probs, reward = np.array([0.5, 0.3, 0.2]), np.array([1.0, -0.5, 0.25])
+    actions = np.repeat(np.arange(3), (probs * 100).astype(int))
+    settings = {"max_kl": 1e-4, "max_step": 1e30, "backtrack_ratio": 0.999, "dtype": tf.float32}
+    _, _, metrics = bandit(probs, actions, reward[actions], cg_damping=damping, **settings)
+    np.testing.assert_allclose(float(metrics["policy/kl"]), 1e-4, rtol=0.02)
+
+
 @pytest.mark.parametrize("log_std", [-104.0, 90.0])
 def test_extreme_log_std_never_breaks_the_parameters(log_std):
     family = distributions.make(gym.spaces.Box(-1, 1, (1,)), rescale=False)
@@ -172,9 +182,10 @@ def test_kl_is_zero_before_the_step(ten_updates):
     assert [row["kl_before"] for row in rows] == [pytest.approx(0.0, abs=1e-9)] * 10
 
 
-def test_a_value_fit_beside_the_next_trajectory_changes_no_bit(tiny):
+@pytest.mark.parametrize("chunk", [0, 7])
+def test_a_value_fit_beside_what_follows_changes_no_bit(tiny, chunk):
     def run(seconds):
-        agent = Agent(tiny())
+        agent = Agent(tiny(fisher_chunk=chunk))
         agent.start()
         fit = agent.learner._timed_fit
 
@@ -187,7 +198,7 @@ def test_a_value_fit_beside_the_next_trajectory_changes_no_bit(tiny):
             _, ended = agent.step()
             if not seconds:
                 agent.learner.wait()
-        assert ended.done() == (not seconds)  # otherwise this compares nothing
+        assert ended.done() == (not seconds or bool(chunk))  # otherwise this compares nothing
         agent.collector.close()
         variables = {name: variable.numpy().tobytes() for name, variable in agent.variables().items()}
         return variables, ended.result()["value/loss"]
@@ -219,6 +230,16 @@ def test_fisher_products_use_the_share_of_rows_asked_for():
     ]  # fmt: skip
     assert [trpo._fisher_count(rows, 0.1) for rows in (1, 2048)] == [1, 205]
     assert trpo._fisher_count(77, 1.0) == 77
+
+
+def test_large_batches_have_smaller_fisher_products(tiny, monkeypatch):
+    given, step = [], trpo.policy_step
+    monkeypatch.setattr(trpo, "policy_step", lambda *args: given.append(args[4]) or step(*args))
+    agent = Agent(tiny(steps_per_update=4200))
+    agent.start()
+    assert agent.step()[0]["policy/reason"] == "accepted"
+    agent.collector.close()
+    assert given[0].shape == [4096]
 
 
 def test_an_update_with_nothing_valid_leaves_both_networks_to_the_bit(tiny):

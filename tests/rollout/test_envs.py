@@ -51,14 +51,61 @@ def test_reset_rows_follow_ends_and_carry_nothing(backend):
 
 
 @NEEDS_ENVPOOL
-@pytest.mark.parametrize("env", ["CartPole-v1", "HalfCheetah-v5"])
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5"])
 def test_rows_are_those_of_envpools_own_step(env):
     ours, theirs = (Envs(env, 3, 7, "envpool", stagger=True) for _ in range(2))
     assert ours._backend._state
     theirs._backend._state = None
-    for a, b in zip(run(ours, 150), run(theirs, 150), strict=True):
+    for a, b in zip(run(ours, 450), run(theirs, 450), strict=True):  # over cuts and, of Pendulum, the time limit
         np.testing.assert_array_equal(a, b)
     assert ours.pop_episodes() == theirs.pop_episodes()
+
+
+@NEEDS_ENVPOOL
+def test_actions_of_another_shape_do_not_reach_envpool():
+    envs = Envs("HalfCheetah-v5", 2, 0, "envpool")
+    envs.reset()
+    with pytest.raises(UsageError, match="shape"):
+        envs.step(np.zeros((2, 1), np.float32))
+
+
+@NEEDS_ENVPOOL
+@pytest.mark.parametrize(
+    ("usable", "threads", "num_envs", "expected"),
+    [
+        ({0, 1}, 0, 4, (2, 0)),  # bound, from core 0 on
+        ({0, 1}, 2, 4, (2, -1)),  # as many as asked for, not bound
+        ({0, 1, 2, 3}, 0, 2, (2, -1)),  # more cores than environments
+        ({2, 3}, 0, 4, (2, -1)),  # core 0 is another's
+    ],
+)
+def test_threads_are_bound_to_cores_where_that_is_safe(monkeypatch, usable, threads, num_envs, expected):
+    given, make = [], envs_module.envpool.make
+
+    def watched(*args, **settings):
+        given.append((settings["num_threads"], settings["thread_affinity_offset"]))
+        return make(*args, **settings | {"thread_affinity_offset": -1})
+
+    monkeypatch.setattr(envs_module, "usable_cores", lambda: usable)
+    monkeypatch.setattr(envs_module.envpool, "make", watched)
+    Envs("CartPole-v1", num_envs, 0, "envpool", threads).close()
+    assert given == [expected]
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_steps_at_which_nothing_ends_are_kept_like_any_other(env):
+    short, long = (Envs(env, 3, 7, stagger=True) for _ in range(2))
+    step = long.step
+
+    def at_length(action):
+        long._quiet = 0
+        return step(action)
+
+    long.step = at_length
+    for a, b in zip(run(short, 450), run(long, 450), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    assert short.pop_episodes() == long.pop_episodes()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -44,7 +44,7 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
     Args:
       network: (theta [P], obs [C, ...]) -> params [C, K]. family: of policy/distributions.py.
       theta_old: [P].
-      batch: N rows; obs may have more.
+      batch: N rows, no field None; obs may have more.
       fisher_rows: [M] int32, the rows that Fisher products use; None for all.
       max_kl, max_step: scalars, float64; nats, and multiples of x.
       config: cg_iterations, cg_tolerance, cg_damping, backtrack_ratio, max_backtracks, fisher_product and fisher_chunk
@@ -66,19 +66,24 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
 
     fisher_obs, fisher_mask = batch.obs, batch.mask
     if fisher_rows is not None:
-        fisher_obs, fisher_mask = tf.gather(fisher_obs, fisher_rows), tf.gather(fisher_mask, fisher_rows)
+        fisher_obs, fisher_mask = fisher_rows, tf.gather(batch.mask, fisher_rows)
     fisher_weights = tf.cast(mean_weights(fisher_mask), theta_old.dtype)
 
-    def damped_fvp(vector):
-        def product(obs, weights):
+    def fvp(vector):
+        def product(rows, weights):
+            obs = rows if fisher_rows is None else tf.gather(batch.obs, rows)
             of_network = fisher.PRODUCTS[config.fisher_product]
             return of_network(lambda theta: network(theta, obs), family, theta_old, weights, vector)
 
-        return chunks.add_up(product, fisher_obs, fisher_weights, chunk) + config.cg_damping * vector
+        return chunks.add_up(product, fisher_obs, fisher_weights, chunk)
 
-    solution = conjugate_gradient.conjugate_gradient(damped_fvp, grad, config.cg_iterations, config.cg_tolerance)
+    solution = conjugate_gradient.conjugate_gradient(
+        lambda v: fvp(v) + config.cg_damping * v, grad, config.cg_iterations, config.cg_tolerance
+    )
     direction = solution.direction
-    curvature = dot(direction, solution.product) - config.cg_damping * dot(direction, direction)  # x.F x
+    damped, damping = dot(direction, solution.product), config.cg_damping * dot(direction, direction)
+    # x.F x is their difference, without another product, unless little is left of it but rounding.
+    curvature = tf.cond(damped > 1.001 * damping, lambda: damped - damping, lambda: dot(direction, fvp(direction)))
     step_size = tf.where(curvature > 0, tf.sqrt(2.0 * max_kl / tf.where(curvature > 0, curvature, 1.0)), 0.0)
     step_size = tf.minimum(step_size, max_step)
     full_step = tf.cast(step_size, theta_old.dtype) * direction
@@ -145,7 +150,8 @@ class TRPO(tf.Module):
         """Learns from one trajectory: values, advantages, value fit, policy step, then the normaliser.
 
         Args:
-          trajectory: [T, B, ...], made by this policy with the normaliser it has now.
+          trajectory: arrays [T, B, ...], made by this policy with the normaliser it has now. The update works in the
+            memory of its obs, which must stay as they are until the Future below is done.
           update: its number; draws are keyed by it.
           progress: share of the training done, in [0, 1]; drives the decay of the learning rate.
 
@@ -164,6 +170,8 @@ class TRPO(tf.Module):
         self._fit = _start(self._timed_fit, batch, constants, seed, tf.constant(learning_rate, tf.float32))
         metrics = self._policy_step(batch, constants, seed, max_kl, advantage_std)
         self._commit(trajectory.obs, trajectory.mask)
+        if config.fisher_chunk:
+            self.wait()  # beside the next trajectory, the fit would keep the observations of this one in memory
         metrics = _numbers(metrics)
         metrics["policy/reason"] = trust_region.REASONS[metrics["policy/reason"]]
         metrics["cg/reason"] = conjugate_gradient.REASONS[metrics["cg/reason"]]
@@ -283,7 +291,7 @@ def _fisher_count(rows: int, fraction: float) -> int:
 
 def _shared(array: np.ndarray) -> tf.Tensor:
     """The array as a tensor, in the same memory if that is aligned; convert_to_tensor takes twice its size."""
-    if array.ctypes.data % ALIGNMENT:
+    if array.ctypes.data % ALIGNMENT or not array.flags.writeable:
         return tf.convert_to_tensor(array)
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 

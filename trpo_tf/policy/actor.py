@@ -37,7 +37,7 @@ class Actor:
     def refresh(self) -> None:
         """Takes over the policy's parameters, its normaliser's too."""
         policy = self._policy
-        variables, self._constants = tf.nest.map_structure(lambda x: x.numpy(), policy.numbers())
+        variables, self._constants = tf.nest.map_structure(lambda x: x.numpy(), policy.acting_state())
         self._layers = [_layer(layer, variables) for layer in policy.network.model.layers]
         if None in self._layers and self._call is None:
             encoder, family = policy.encoder, policy.family

@@ -59,7 +59,7 @@ class Policy(tf.Module):
         return params, action, self.family.to_env(action)
 
     @tf.function(autograph=False)
-    def numbers(self) -> tuple[dict[str, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    def acting_state(self) -> tuple[dict[str, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
         """The policy network's variables by path, and the normaliser's constants: all that acting depends on."""
         variables = {variable.path: tf.identity(variable.value) for variable in self.network.model.variables}
         return variables, self.normalizer.constants()

@@ -41,7 +41,7 @@ class _EnvPool:
     """EnvPool in synchronous mode; env i has the seed seed + i."""
 
     def __init__(self, env_id: str, num_envs: int, seed: int, threads: int):
-        cores = os.sched_getaffinity(0)
+        cores = usable_cores()
         # Not bound to cores, threads that wake up meet on one while another idles: every other trajectory takes half
         # as long again. With cores that are not all ours, EnvPool's numbering may name one that is another's.
         bound = threads == 0 and len(cores) <= num_envs and cores == set(range(len(cores)))
@@ -59,8 +59,11 @@ class _EnvPool:
         self._dtype = self._pool.spec.action_array_spec["action"].dtype
         self._ids = np.arange(num_envs, dtype=np.int32)
         self._ended = np.zeros(num_envs, bool)
-        names, wanted = self._pool._state_keys, ("obs", "reward", "done", "trunc", "elapsed_step")
-        plain = self._pool._spec._action_keys == ["env_id", "players.env_id", "action"] and set(wanted) <= set(names)
+        self._shape = (num_envs, *self.action_space.shape)
+        # Where the two calls inside EnvPool's step are, and what the second returns; None: its step is what there is.
+        names, wanted = getattr(self._pool, "_state_keys", ()), ("obs", "reward", "done", "trunc", "elapsed_step")
+        takes = getattr(getattr(self._pool, "_spec", None), "_action_keys", None)
+        plain = takes == ["env_id", "players.env_id", "action"] and set(wanted) <= set(names)
         self._state = [names.index(name) for name in wanted] if plain else None
 
     def reset(self) -> np.ndarray:
@@ -76,6 +79,8 @@ class _EnvPool:
     def step(self, action: np.ndarray):
         """obs, reward, terminated, truncated of actions [B, ...]."""
         action = np.ascontiguousarray(action, self._dtype)
+        if action.shape != self._shape:  # EnvPool would read what is not there
+            raise UsageError(f"actions of shape {action.shape}, where the environment takes {self._shape}")
         if self._state:  # what EnvPool's own step does around these two calls takes longer than 16 steps of CartPole
             self._pool._send([self._ids, self._ids, action])
             state = self._pool._recv()
@@ -189,7 +194,7 @@ class Envs:
         self._length = np.zeros(num_envs, np.int64)
         self._return = np.zeros(num_envs, np.float64)
         self._ended = np.zeros(num_envs, bool)
-        self._resets = False  # whether any has ended
+        self._resets = False  # whether any ended at the step before
         self._cut = np.zeros(num_envs, bool)
         self._cut_at = np.full(num_envs, np.iinfo(np.int64).max)
         limit = self._backend.max_episode_steps
@@ -197,6 +202,7 @@ class Envs:
             self._cut_at = -(-limit * np.arange(1, num_envs + 1) // num_envs)
         self._quiet = int(self._cut_at.min())  # that many steps from now the first episode is to be cut
         self._all_valid = np.ones(num_envs, np.float32)
+        self._all_valid.flags.writeable = False
         self._episodes = Episodes([], [])
 
     def reset(self) -> np.ndarray:
@@ -259,6 +265,11 @@ class Envs:
 
 def _finite(reward: np.ndarray) -> np.ndarray:
     return reward if np.isfinite(reward.sum()) else np.nan_to_num(reward, posinf=0.0, neginf=0.0)
+
+
+def usable_cores() -> set[int]:
+    """The numbers of the cores that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def derive_seed(seed: int, *path: int) -> int:
