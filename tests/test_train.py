@@ -227,7 +227,7 @@ def test_tensorflow_leaves_a_core_to_the_value_fit_unless_told_or_begun(tiny, mo
 
 
 def test_the_final_evaluation_counts_for_the_best(tmp_path, tiny):
-    result = trpo_tf.train(tiny(total_steps=64, run_dir=tmp_path / "run", eval_every=1000, export=False))
+    result = trpo_tf.train(tiny(total_steps=1, run_dir=tmp_path / "run", eval_every=1000, export=False))
     best = checkpoint.newest(tmp_path / "run" / "best", pytest.fail)
     assert best.meta["update"] == 1
     assert best.meta["best_return"] == result.evaluation.returns.mean()
