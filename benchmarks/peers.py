@@ -51,6 +51,12 @@ def ask(**settings) -> float | list[float] | None:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
+def zoo(env: str) -> dict:
+    """Settings of `ask` for rl-zoo's recipe for MuJoCo."""
+    recipe = {"num_envs": 2, "rows": 2048, "epochs": 20, "cg_iterations": 25, "normalize": True}
+    return recipe | {"target_kl": 0.04 if env.startswith("HalfCheetah") else 0.01}
+
+
 def sb3():
     """sb3-contrib's TRPO."""
     from sb3_contrib import TRPO

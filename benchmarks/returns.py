@@ -88,6 +88,14 @@ def thin(rows: list[dict[str, str]], path: Path) -> None:
         writer.writerows(kept)
 
 
+def summary(records: list[dict]) -> tuple[str, str, str]:
+    """Returns by seed, their mean, and the median speed, for a table."""
+    seeds = ", ".join(f"{r['seed']}: {r['final']['return_mean']:.0f}" for r in records)
+    mean = statistics.mean(r["final"]["return_mean"] for r in records)
+    speed = statistics.median(r["env_steps_per_second"] for r in records)
+    return seeds, f"{mean:.0f}", f"{speed:,.0f}"
+
+
 def markdown(records: list[dict]) -> str:
     """The table: one row per environment, seeds side by side."""
     lines = [
@@ -98,13 +106,8 @@ def markdown(records: list[dict]) -> str:
         mine = sorted((r for r in records if r["env"] == env), key=lambda r: r["seed"])
         if not mine:
             continue
-        returns = [r["final"]["return_mean"] for r in mine]
-        seeds = ", ".join(f"{r['seed']}: {value:.0f}" for r, value in zip(mine, returns, strict=True))
-        speed = statistics.median(r["env_steps_per_second"] for r in mine)
-        mean = statistics.mean(returns)
-        lines.append(
-            f"| {env} | `flags/{recipe}.flags` | {steps:,} | {seeds} | {mean:.0f} | {expected} | {speed:,.0f} |"
-        )
+        seeds, mean, speed = summary(mine)
+        lines.append(f"| {env} | `flags/{recipe}.flags` | {steps:,} | {seeds} | {mean} | {expected} | {speed} |")
     return "\n".join(lines) + "\n"
 
 
@@ -116,10 +119,7 @@ def by_number(records: list[dict]) -> str:
     ]
     for env, number in sorted({(r["env"], r["num_envs"]) for r in records}):
         mine = sorted((r for r in records if (r["env"], r["num_envs"]) == (env, number)), key=lambda r: r["seed"])
-        returns = [r["final"]["return_mean"] for r in mine]
-        seeds = ", ".join(f"{r['seed']}: {value:.0f}" for r, value in zip(mine, returns, strict=True))
-        speed = statistics.median(r["env_steps_per_second"] for r in mine)
-        lines.append(f"| {env} | {number} | {seeds} | {statistics.mean(returns):.0f} | {speed:,.0f} |")
+        lines.append(f"| {env} | {number} | {' | '.join(summary(mine))} |")
     return "\n".join(lines) + "\n"
 
 

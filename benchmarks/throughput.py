@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 
 from absl import app, flags
-from peers import ask, repeated
+from peers import ask, repeated, zoo
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROWS, EPOCHS, MINIBATCH = 2048, 10, 128
@@ -88,8 +88,7 @@ def measure(system: str, env: str, seconds: float) -> float:
     if name == SB3:
         return ask(**shared, system="sb3-contrib", num_envs=num_envs)
     if name == SB3_ZOO:
-        zoo = {"epochs": 20, "num_envs": 2, "cg_iterations": 25, "normalize": True}
-        return ask(**shared | zoo, system="sb3-contrib", target_kl=0.04 if env.startswith("HalfCheetah") else 0.01)
+        return ask(**shared | zoo(env), system="sb3-contrib")
     if name == TIANSHOU:
         return ask(**shared, system="tianshou", num_envs=num_envs)
     return simulator(env, seconds, num_envs, name.endswith("bound"))

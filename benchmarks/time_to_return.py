@@ -5,11 +5,10 @@
 
 From the start of the process, imports and compilation included, to the first row of progress.csv (of the peer: the end
 of the first rollout) at which the mean return of the last 20 training episodes is at least the target; runs that end
-without it count as endless. This project runs with its
-defaults, evaluations and checkpoints included; the peer with the recipe of RL Baselines3 Zoo for MuJoCo: 2 environments
-of 1024 steps, normalised observations and rewards, 20 critic passes, 25 CG iterations, target KL 0.04 on HalfCheetah
-and 0.01 elsewhere. Systems take turns. Writes results/time_to_return.json and .md; what was not run again stays in
-them.
+without it count as endless. This project runs with its defaults, evaluations and checkpoints included; the peer with
+the recipe of RL Baselines3 Zoo for MuJoCo: 2 environments of 1024 steps, normalised observations and rewards, 20 critic
+passes, 25 CG iterations, target KL 0.04 on HalfCheetah and 0.01 elsewhere. Systems take turns. Writes
+results/time_to_return.json and .md; what was not run again stays in them.
 """
 
 import json
@@ -22,7 +21,7 @@ import time
 from pathlib import Path
 
 from absl import app, flags
-from peers import ask
+from peers import ask, zoo
 
 from trpo_tf.run.metrics import read_csv
 
@@ -69,9 +68,7 @@ def reached(path: Path) -> int | None:
 
 def peer(env: str, seed: str) -> int | None:
     """The same of sb3-contrib."""
-    recipe = {"num_envs": 2, "rows": 2048, "epochs": 20, "cg_iterations": 25, "normalize": True}
-    recipe["target_kl"] = 0.04 if env.startswith("HalfCheetah") else 0.01
-    return ask(task="return", env=env, seed=seed, target=FLAGS.target, steps=FLAGS.steps, window=WINDOW, **recipe)
+    return ask(task="return", env=env, seed=seed, target=FLAGS.target, steps=FLAGS.steps, window=WINDOW, **zoo(env))
 
 
 OURS = "trpo_tf defaults"

@@ -31,6 +31,24 @@ def mean_kl(family, params_old, params, weights) -> tf.Tensor:
     return weighted_sum(tfp.distributions.kl_divergence(old, new), weights)
 
 
+def fisher_operator(network, family, theta_old, batch: Batch, fisher_rows, config: Config):
+    """The Fisher matrix of the policy on `fisher_rows`, as a function v [P] -> F v [P]. Arguments as `policy_step`."""
+    rows, mask = batch.obs, batch.mask
+    if fisher_rows is not None:
+        rows, mask = fisher_rows, tf.gather(batch.mask, fisher_rows)
+    weights = tf.cast(mean_weights(mask), theta_old.dtype)
+
+    def fvp(vector):
+        def product(rows, weights):
+            obs = rows if fisher_rows is None else tf.gather(batch.obs, rows)
+            of_network = fisher.PRODUCTS[config.fisher_product]
+            return of_network(lambda theta: network(theta, obs), family, theta_old, weights, vector)
+
+        return chunks.add_up(product, rows, weights, config.fisher_chunk)
+
+    return fvp
+
+
 def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, max_step, config: Config):
     """Computes the new policy parameters (appendix C).
 
@@ -64,19 +82,7 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
 
     surrogate_old, grad = chunks.add_up(gradient, batch, weights, chunk)
 
-    fisher_obs, fisher_mask = batch.obs, batch.mask
-    if fisher_rows is not None:
-        fisher_obs, fisher_mask = fisher_rows, tf.gather(batch.mask, fisher_rows)
-    fisher_weights = tf.cast(mean_weights(fisher_mask), theta_old.dtype)
-
-    def fvp(vector):
-        def product(rows, weights):
-            obs = rows if fisher_rows is None else tf.gather(batch.obs, rows)
-            of_network = fisher.PRODUCTS[config.fisher_product]
-            return of_network(lambda theta: network(theta, obs), family, theta_old, weights, vector)
-
-        return chunks.add_up(product, fisher_obs, fisher_weights, chunk)
-
+    fvp = fisher_operator(network, family, theta_old, batch, fisher_rows, config)
     solution = conjugate_gradient.conjugate_gradient(
         lambda v: fvp(v) + config.cg_damping * v, grad, config.cg_iterations, config.cg_tolerance
     )

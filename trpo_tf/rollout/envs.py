@@ -194,13 +194,12 @@ class Envs:
         self._length = np.zeros(num_envs, np.int64)
         self._return = np.zeros(num_envs, np.float64)
         self._ended = np.zeros(num_envs, bool)
-        self._resets = False  # whether any ended at the step before
         self._cut = np.zeros(num_envs, bool)
         self._cut_at = np.full(num_envs, np.iinfo(np.int64).max)
         limit = self._backend.max_episode_steps
         if stagger and limit:
             self._cut_at = -(-limit * np.arange(1, num_envs + 1) // num_envs)
-        self._quiet = int(self._cut_at.min())  # that many steps from now the first episode is to be cut
+        self._quiet = int(self._cut_at.min())  # below that many steps from now, nothing is to be cut or reset
         self._all_valid = np.ones(num_envs, np.float32)
         self._all_valid.flags.writeable = False
         self._episodes = Episodes([], [])
@@ -223,7 +222,7 @@ class Envs:
         """Steps all environments with actions [B, ...] as the environment takes them."""
         obs, reward, terminated, truncated = self._backend.step(action)
         self._quiet -= 1
-        if self._quiet > 0 and not (self._resets or (terminated | truncated).any()):
+        if self._quiet > 0 and not (terminated | truncated).any():
             self._length += 1
             self._return += _finite(reward)
             return Rows(obs, reward.astype(np.float32, copy=False), terminated, truncated, self._all_valid)
@@ -240,10 +239,10 @@ class Envs:
         ended = terminated | truncated
         self._cut = valid & ~ended & (self._length >= self._cut_at)
         self._ended = ended | self._cut
-        self._resets = self._ended.any()
-        if self._resets:
-            self._finish(np.flatnonzero(ended), np.flatnonzero(self._ended))
         self._quiet = int((self._cut_at - self._length).min())
+        if self._ended.any():
+            self._quiet = 0
+            self._finish(np.flatnonzero(ended), np.flatnonzero(self._ended))
         return Rows(obs, reward.astype(np.float32), terminated, truncated | self._cut, valid.astype(np.float32))
 
     def _finish(self, whole: np.ndarray, over: np.ndarray) -> None:
