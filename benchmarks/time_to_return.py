@@ -79,7 +79,8 @@ def table(records: list[dict]) -> str:
     """Seconds by seed, their medians, and how many times as long the peer takes."""
     lines = ["| environment | system | seconds (env steps) by seed | median, s | ours is |", "|---|---|---|---|---|"]
     for env in dict.fromkeys(r["env"] for r in records):
-        mine = {name: [r for r in records if r["env"] == env and r["system"] == name] for name in SYSTEMS}
+        mine = {name: [r for r in records if (r["env"], r["system"]) == (env, name)] for name in SYSTEMS}
+        mine = {name: rows for name, rows in mine.items() if rows}
         medians = {
             name: statistics.median(r["seconds"] if r["env_steps"] else math.inf for r in rows)
             for name, rows in mine.items()
@@ -89,7 +90,7 @@ def table(records: list[dict]) -> str:
                 f"{r['seconds']:.0f} ({r['env_steps']:,})" if r["env_steps"] else f"not in {r['seconds']:.0f}"
                 for r in rows
             )
-            other = name != OURS and math.isfinite(medians[OURS])
+            other = name != OURS and math.isfinite(medians.get(OURS, math.inf))
             ratio = f"{medians[name] / medians[OURS]:.1f} x as fast" if other else ""
             lines.append(f"| {env} | {name} | {seeds} | {medians[name]:.0f} | {ratio} |")
     return "\n".join(lines) + "\n"
