@@ -85,14 +85,21 @@ def table(records: list[dict]) -> str:
             name: statistics.median(r["seconds"] if r["env_steps"] else math.inf for r in rows)
             for name, rows in mine.items()
         }
+        # Half of the runs or more ended without it: the shortest of those took at least that long.
+        ended = {
+            name: min((r["seconds"] for r in rows if not r["env_steps"]), default=0) for name, rows in mine.items()
+        }
         for name, rows in mine.items():
             seeds = ", ".join(
                 f"{r['seconds']:.0f} ({r['env_steps']:,})" if r["env_steps"] else f"not in {r['seconds']:.0f}"
                 for r in rows
             )
+            reached = math.isfinite(medians[name])
+            least = medians[name] if reached else ended[name]
+            more = "" if reached else "more than "
             other = name != OURS and math.isfinite(medians.get(OURS, math.inf))
-            ratio = f"{medians[name] / medians[OURS]:.1f} x as fast" if other else ""
-            lines.append(f"| {env} | {name} | {seeds} | {medians[name]:.0f} | {ratio} |")
+            ratio = f"{more}{least / medians[OURS]:.1f} x as fast" if other else ""
+            lines.append(f"| {env} | {name} | {seeds} | {more}{least:.0f} | {ratio} |")
     return "\n".join(lines) + "\n"
 
 

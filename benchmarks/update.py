@@ -46,15 +46,16 @@ flags.DEFINE_bool("peer", True, "measure sb3-contrib too")
 def trajectory(agent: Agent, time_steps: int) -> Trajectory:
     """Random observations and rewards, and the policy's own draws for them: [T, B, ...]."""
     random, policy, shape = np.random.default_rng(0), agent.policy, (time_steps, ENVS)
-    obs = aligned((time_steps + 1, ENVS, *policy.encoder.shape), np.dtype(np.float32))
+    ((name, (of, dtype)),) = policy.specs.items()
+    obs = aligned((time_steps + 1, ENVS, *of), dtype)
     obs[...] = random.standard_normal(obs.shape)
-    rows = obs[:-1].reshape(-1, *policy.encoder.shape)
-    params, action, _ = policy.act(rows, policy.family.noise([len(rows)], tf.constant([0, 1])))
+    rows = {name: obs[:-1].reshape(-1, *of)}
+    params, action, _ = policy.act(rows, policy.family.noise([time_steps * ENVS], tf.constant([0, 1])))
     logp = policy.log_prob(params, action).numpy().reshape(shape)
     reward, never = random.standard_normal(shape).astype(np.float32), np.zeros(shape, bool)
     ended = random.random(shape) < 1e-3
     action = action.numpy().reshape(*shape, -1)
-    return Trajectory(obs, action, logp, reward, never, ended, np.ones(shape, np.float32))
+    return Trajectory({name: obs}, action, logp, reward, never, ended, np.ones(shape, np.float32))
 
 
 def compiled(function):
@@ -71,8 +72,8 @@ def parts(rows: int, hidden: int) -> dict:
     agent, every = Agent(config), Agent(dataclasses.replace(config, fisher_fraction=1.0))
     learner, network, family = agent.learner, agent.policy.network, agent.policy.family
     given = trajectory(agent, config.time_steps)
-    tensors = Trajectory(*map(tf.constant, given))
-    batch, _, _ = learner._prepare(tensors)
+    tensors = tf.nest.map_structure(tf.constant, given)
+    batch = learner._prepare(tensors)[0]
     weights = batch.mask / tf.reduce_sum(batch.mask)
     theta = network.theta()
     seed = tf.constant([0, 1])
@@ -118,7 +119,7 @@ def parts(rows: int, hidden: int) -> dict:
         "CG, 10": compiled(solve(10)),
         "CG, 20": compiled(solve(20)),
         "line search candidate": compiled(candidate),
-        "value fit": lambda: learner._timed_fit(batch, None, seed, tf.constant(1e-3)),
+        "value fit": lambda: learner._timed_fit(batch, None, None, seed, tf.constant(1e-3)),
         "its matrix products": compiled(floor),
     }
 

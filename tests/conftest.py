@@ -38,10 +38,14 @@ def tiny():
 
 @pytest.fixture
 def small_network():
-    """Makes a two-layer float64 network with random weights: small_network(inputs, head) -> FlatNetwork, theta, x."""
+    """Makes a two-layer float64 network with random weights: small_network(inputs, heads) -> FlatNetwork, theta, x."""
 
-    def make(inputs, head, rows=7, seed=0):
-        layers = [keras.layers.Input((inputs,), dtype="float64"), keras.layers.Dense(4, "tanh", dtype="float64"), head]
+    def make(inputs, heads, rows=7, seed=0):
+        layers = [
+            keras.layers.Input((inputs,), dtype="float64"),
+            keras.layers.Dense(4, "tanh", dtype="float64"),
+            *heads,
+        ]
         network = FlatNetwork(keras.Sequential(layers))
         rng = np.random.default_rng(seed)
         theta = tf.constant(rng.normal(size=network.size) * 0.5, tf.float64)

@@ -43,7 +43,10 @@ def last_line(text):
         ("export", [], "--run_dir is missing"),
         ("plot", ["--run_dirs=none"], "no progress.csv"),
         ("train", ["--env=Hoper-v5"], "Hopper-v5"),
-        ("train", ["--env=Blackjack-v1", "--env_backend=gymnasium"], "observation space Tuple"),
+        ("train", ["--env=tests.rollout.counting:Words-v0", "--allow_env_module"], "observation space Text"),
+        ("train", ["--env=Hopper-v5", "--env_options=a"], "--env_options=a: not understood"),
+        ("train", ["--env=Hopper-v5", "--wrappers=Nothing"], "gymnasium.wrappers has no Nothing"),
+        ("train", ["--env=Hopper-v5", "--network=gru", "--hidden_sizes="], "--network=gru: the memory is the last"),
     ],
 )
 def test_usage_errors_are_one_line_and_leave_nothing(name, args, message, tmp_path):

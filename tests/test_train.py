@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ import trpo_tf
 from tests.conftest import TINY
 from trpo_tf import trainer
 from trpo_tf.config import UsageError
+from trpo_tf.policy.policy import Policy
 from trpo_tf.run import checkpoint
 from trpo_tf.run.metrics import read_csv
 
@@ -92,6 +94,54 @@ def test_a_stopped_run_goes_on_to_the_bit(undisturbed, tmp_path, tiny, monkeypat
     result = trpo_tf.train(tiny(total_steps=480, run_dir=str(tmp_path / "run"), resume=True))
     assert not result.preempted
     assert_same(undisturbed, tmp_path / "run")
+
+
+OTHERS = {
+    "memory": {"env": "tests.tasks:PositionCartPole-v0", "network": "gru", "sequence_length": 4},
+    "hybrid": {"env": "tests.tasks:Hybrid-v0", "action_distribution": "squashed_gaussian"},
+    "masked": {"env": "tests.tasks:MaskedInInfo-v0", "network": "lstm", "share_torso": True},
+}
+
+
+@pytest.mark.parametrize("kind", list(OTHERS))
+def test_runs_of_other_spaces_and_networks_go_on_to_the_bit(tmp_path, tiny, kind, monkeypatch, capsys):
+    """Two updates after a boundary: the actions since then are replayed, the states are in the checkpoint."""
+    monkeypatch.setattr(Policy, "compiled", False)  # XLA takes long to compile what is unrolled
+    settings = {"total_steps": 400, "allow_env_module": True, "eval_every": 0} | OTHERS[kind]
+    trpo_tf.train(tiny(**settings, run_dir=str(tmp_path / "whole")))
+    step = trainer.Agent.step
+
+    def interrupted(agent):
+        if agent.update == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(agent)
+
+    monkeypatch.setattr(trainer.Agent, "step", interrupted)
+    assert trpo_tf.train(tiny(**settings, run_dir=str(tmp_path / "run"))).preempted
+    monkeypatch.setattr(trainer.Agent, "step", step)
+    assert not trpo_tf.train(tiny(**settings, run_dir=str(tmp_path / "run"), resume=True)).preempted
+    assert "repeat themselves" not in capsys.readouterr().err
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_models_of_the_users_train_go_on_and_are_exported(tmp_path, tiny, monkeypatch):
+    def train(**changes):
+        layers = [keras.layers.Dense(5, "gelu", kernel_initializer=keras.initializers.Orthogonal(seed=1)), None]
+        layers[1] = keras.layers.Dense(2, kernel_initializer=keras.initializers.Orthogonal(seed=2))
+        config = tiny(run_dir=str(tmp_path / "run"), **changes)
+        return trpo_tf.TRPO(config, policy_network=keras.Sequential(layers)).train()
+
+    train(total_steps=120)
+    result = train(total_steps=240, resume=True)
+    assert len(read_csv(tmp_path / "run" / "progress.csv")) == 4
+    assert trpo_tf.load_policy(result.saved_model).action(np.zeros(4)) in (0, 1)
+    assert len(trpo_tf.evaluate(saved_model=result.saved_model, episodes=2).returns) == 2
+    for again in (
+        lambda: trpo_tf.evaluate(run_dir=str(tmp_path / "run")),
+        lambda: trpo_tf.train(tiny(run_dir=str(tmp_path / "run"), total_steps=360, resume=True)),
+    ):
+        with pytest.raises(UsageError, match="Keras models of its own"):
+            again()
 
 
 @pytest.mark.parametrize("phase", ["collect", "boundary", "update", "value fit", "line search", "save"])

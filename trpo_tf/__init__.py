@@ -5,12 +5,14 @@ from typing import Any
 from trpo_tf.config import Config, EvaluateConfig, ExportConfig, UsageError
 
 __version__ = "0.1.0"
-__all__ = ["Config", "EvaluateConfig", "ExportConfig", "UsageError", "evaluate", "export", "load_policy", "train"]
+__all__ = [
+    "TRPO", "Config", "EvaluateConfig", "ExportConfig", "UsageError", "evaluate", "export", "load_policy", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     # Late, so that a wrong flag is reported before TensorFlow is imported.
-    if name in ("evaluate", "export", "load_policy", "train"):
+    if name in ("TRPO", "evaluate", "export", "load_policy", "train"):
         from trpo_tf import api
 
         return getattr(api, name)

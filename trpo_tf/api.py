@@ -21,6 +21,26 @@ def train(config: Config) -> trainer.Result:
     return trainer.train(config)
 
 
+class TRPO:
+    """Training with Keras models of your own: TRPO(env="Hopper-v5", policy_network=model).train().
+
+    Args:
+      config: or its fields as keyword arguments.
+      policy_network: from the observation's features to the numbers of the action's distribution: for a Box of A
+        actions A means, for Discrete K logits; anything else is refused with the number that is needed. The features
+        are the normalised vector [N, D], or, where there are images, a dict of `vector` and each image by its name.
+      value_network: from the same to [N, 1].
+    """
+
+    def __init__(self, config: Config | None = None, policy_network=None, value_network=None, **settings: Any):
+        self.config = config or Config(**settings)
+        self._networks = policy_network, value_network
+
+    def train(self) -> trainer.Result:
+        """Trains; see trainer.train."""
+        return trainer.train(self.config, *self._networks)
+
+
 def load_policy(saved_model_dir) -> LoadedPolicy:
     """A SavedModel for inference: `.action(obs)`, `.sample(obs, seed)`, `.predict(obs, signature)`, `.metadata`."""
     return LoadedPolicy(saved_model_dir)
@@ -43,14 +63,17 @@ def evaluate(config: EvaluateConfig | None = None, progress=lambda done: None, *
     config = config or EvaluateConfig(**settings)
     if config.render and config.video:
         raise UsageError("--render and --video exclude each other: name one")
-    env_id, spaces, act = (_saved_model_actor if config.saved_model else _checkpoint_actor)(config)
+    trained_on, flags, spaces, act = (_saved_model_actor if config.saved_model else _checkpoint_actor)(config)
+    env_id = config.env or trained_on
+    made = {name: flags.get(name, "") for name in ("env_options", "wrappers")} if env_id == trained_on else {}
     watched = config.render or config.video
     envs = Envs(
-        config.env or env_id,
+        env_id,
         1 if watched else env_count(config.episodes),
         derive_seed(config.seed),
         "gymnasium" if watched else config.env_backend,
         allow_module=config.allow_env_module,
+        **made,
         render_mode="human" if config.render else "rgb_array" if config.video else None,
         video_dir=config.video,
     )
@@ -66,28 +89,23 @@ def _saved_model_actor(config: EvaluateConfig):
         policy = LoadedPolicy(config.saved_model)
     except OSError as error:
         raise UsageError(f"--saved_model={config.saved_model}: {error}") from error
-    env_id = config.env or policy.metadata.get("env")
-    if not env_id:
+    trained_on = policy.metadata.get("env")
+    if not (config.env or trained_on):
         raise UsageError("--env is missing: the SavedModel does not name its environment")
     spaces = {name: policy.metadata.get(name) for name in ("observation_space", "action_space")}
     seeds = _row_seeds(config.seed)
-    if config.stochastic:
-        return env_id, spaces, lambda obs: policy.sample(obs, next(seeds)(len(obs)))
-    return env_id, spaces, policy.action
+    act = policy.player((lambda rows: next(seeds)(rows)) if config.stochastic else None)
+    return trained_on, policy.metadata.get("flags", {}), spaces, act
 
 
 def _checkpoint_actor(config: EvaluateConfig):
-    agent = _load(config)
-    policy, env_id = agent.policy, agent.config.env
-    actor = Actor(policy)
-    if not config.stochastic:
-        return env_id, agent.spaces, actor.greedy
-    dtype, seeds = policy.encoder.dtype, _row_seeds(config.seed)
+    agent, seeds = _load(config), _row_seeds(config.seed)
 
-    def sample(obs):
-        return actor(obs.astype(dtype), policy.family.noise([len(obs)], next(seeds)(1)[0]).numpy())[2]
+    def noise(rows):
+        return agent.policy.family.noise([rows], next(seeds)(1)[0]).numpy()
 
-    return env_id, agent.spaces, sample
+    act = Actor(agent.policy).player(noise if config.stochastic else None)
+    return agent.config.env, agent.flags(), agent.spaces, act
 
 
 def _load(config: EvaluateConfig | ExportConfig) -> trainer.Agent:

@@ -71,12 +71,41 @@ class Config:
         "rows per update, rounded up to a multiple of --num_envs (A20: small ones win)",
         low=1,
     )
+    env_options: str = _field(
+        "", _ENV, "what its constructor takes, as name=value,name=value in Python's notation: continuous=True"
+    )
+    wrappers: str = _field(
+        "", _ENV, "of gymnasium.wrappers, innermost first: AtariPreprocessing(frame_skip=4);FrameStackObservation(4)"
+    )
     env_threads: int = _field(0, _ENV, "EnvPool's threads; 0: one per core, bound to it if it can be", low=0, high=1024)
     stagger: bool = _field(True, _ENV, "cut first episodes at different lengths, so that a batch holds all phases")
     rescale_action: bool = _field(False, _ENV, "map [-1, 1] to a bounded Box instead of clipping to its bounds")
     max_invalid_rows: int = _field(1000, _ENV, "rows with NaN or infinity to mask before giving up", low=0)
 
+    network: str = _field(
+        "mlp",
+        _POLICY,
+        "gru, lstm: the last hidden layer remembers, reset where episodes begin",
+        choices=("mlp", "gru", "lstm"),
+    )
     hidden_sizes: tuple[int, ...] = _field((64, 64), _POLICY, "units of each hidden layer, both networks (E20)", low=1)
+    sequence_length: int = _field(16, _POLICY, "steps that gradients go back through a gru or lstm", low=1)
+    image_encoder: str = _field(
+        "trpo",
+        _POLICY,
+        "images: two convolutions of 16 and 20 units (TRPO), 32-64-64 and 512 (nature), or flat like other numbers",
+        choices=("trpo", "nature", "flat"),
+    )
+    layer_norm: bool = _field(False, _POLICY, "normalise each hidden layer before its activation")
+    share_torso: bool = _field(
+        False, _POLICY, "the value is read off the policy's last hidden layer, which only the policy step changes"
+    )
+    action_distribution: str = _field(
+        "gaussian",
+        _POLICY,
+        "of Box actions: a std that no observation changes, or one that each does; tanh of a Gaussian; Beta",
+        choices=("gaussian", "gaussian_with_state_std", "squashed_gaussian", "beta"),
+    )
     activation: str = _field(
         "tanh", _POLICY, "hidden activation (A20: tanh)", choices=("tanh", "relu", "elu", "gelu", "silu")
     )
@@ -125,11 +154,18 @@ class Config:
         validate(self)
         if not self.env:
             raise UsageError("--env is missing; name an environment, such as --env=Hopper-v5")
+        if self.network != "mlp" and not self.hidden_sizes:
+            raise UsageError(f"--network={self.network}: the memory is the last of --hidden_sizes, and there is none")
 
     @property
     def time_steps(self) -> int:
-        """T, the time steps per environment and update."""
-        return math.ceil(self.steps_per_update / self.num_envs)
+        """T, the time steps per environment and update: whole sequences."""
+        return math.ceil(self.steps_per_update / self.num_envs / self.length) * self.length
+
+    @property
+    def length(self) -> int:
+        """Rows of a sequence that the networks see together; 1 without memory."""
+        return 1 if self.network == "mlp" else self.sequence_length
 
 
 _WHAT, _HOW = "what to run", "how"
@@ -255,5 +291,6 @@ def from_dict(values: dict[str, Any]) -> Config:
 # What a checkpoint's arrays depend on: a resumed run must agree on these.
 STRUCTURE = (
     "env", "seed", "env_backend", "num_envs", "steps_per_update", "checkpoint_every", "stagger", "rescale_action",
-    "hidden_sizes", "activation", "normalize_obs", "scale_reward",
+    "hidden_sizes", "activation", "normalize_obs", "scale_reward", "network", "sequence_length", "image_encoder",
+    "layer_norm", "share_torso", "action_distribution", "env_options", "wrappers",
 )  # fmt: skip

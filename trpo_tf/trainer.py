@@ -45,13 +45,16 @@ class Agent:
       UsageError: the environment does not exist or its spaces are not supported.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, policy_network=None, value_network=None):
         self.config = config
         probe = make_envs(config, 1, 0)
-        probe.try_out()
         self.backend = probe.backend
         weights = derive_seed(config.seed, _WEIGHTS)
-        self.policy = Policy(probe.observation_space, probe.action_space, config, weights)
+        networks = policy_network, value_network
+        self.own_networks = [model is not None for model in networks]
+        self.policy = Policy(probe.observation_space, probe.action_space, config, weights, *networks)
+        # One step, so that an environment that cannot work fails before anything is written.
+        probe.step(Actor(self.policy).player()(probe.reset(), np.ones(1, bool)))
         self.spaces = {"observation_space": str(probe.observation_space), "action_space": str(probe.action_space)}
         probe.close()
         self.learner = TRPO(self.policy, config, derive_seed(config.seed, _LEARNER))
@@ -78,6 +81,8 @@ class Agent:
     def step(self) -> tuple[metrics.Metrics, Future]:
         """One trajectory and one update. Returns the metrics, and those of the value fit once it has ended."""
         start = time.perf_counter()
+        if "value_state" in self.policy.states:
+            self.learner.wait()  # the value network acts, too: its states are stored
         trajectory, episodes = self.collector.collect()
         collected = time.perf_counter()
         progress = min(1.0, self.env_steps / self.config.total_steps)
@@ -113,7 +118,7 @@ class Agent:
     def evaluate(self, episodes: int) -> Evaluation:
         """Deterministic episodes in environments of their own, seeded by the update's number; kept as `evaluation`."""
         envs = make_envs(self.config, env_count(episodes), derive_seed(self.config.seed, _EVAL_ENVS, self.update))
-        result = evaluate(Actor(self.policy).greedy, envs, episodes)
+        result = evaluate(Actor(self.policy).player(), envs, episodes)
         self.evaluation = {"update": self.update} | result.summary()
         return result
 
@@ -124,16 +129,16 @@ class Agent:
     def variables(self) -> dict[str, tf.Variable]:
         """Every variable of policy and learner, by name, when no value fit is under way."""
         self.learner.wait()
-        keras = self.policy.network.model.variables + self.policy.value_network.model.variables
+        keras = self.policy.network.model.named_variables() | self.policy.value_network.model.named_variables()
         own = (*self.policy.normalizer.variables, *self.learner.reward_scaler.variables, *self.learner.adam.variables)
-        return {v.path: v.value for v in keras} | {v.name: v for v in own}
+        return {name: v.value for name, v in keras.items()} | {v.name: v for v in own}
 
     def checkpoint(self) -> Checkpoint:
         """The whole state, for `restore` of an agent of the same configuration."""
         arrays = {f"variable/{name}": variable.numpy() for name, variable in self.variables().items()}
         arrays |= {
             "collector/actions": self.collector.recorded_actions(),
-            "collector/obs": self.collector.obs,
+            **{f"collector/obs/{name}": x for name, x in self.collector.obs.items()},
             "window/returns": np.array(self.returns, np.float64),
             "window/lengths": np.array(self.lengths, np.float64),
         }
@@ -147,6 +152,7 @@ class Agent:
             "built_at": self.collector.built_at,
             "evaluation": self.evaluation,
             "backend": self.backend,
+            "own_networks": self.own_networks,
             "config": to_dict(self.config),
             "versions": versions(),
         }
@@ -159,9 +165,16 @@ class Agent:
           UsageError: the checkpoint is of another configuration; names both values.
         """
         for name in STRUCTURE:
-            theirs, ours = saved.meta["config"][name], to_dict(self.config)[name]
+            theirs, ours = to_dict(from_dict(saved.meta["config"]))[name], to_dict(self.config)[name]
             if theirs != ours:
                 raise UsageError(f"--{name}={ours}: the checkpoint has {theirs}")
+        if saved.meta["own_networks"] != self.own_networks:
+            raise UsageError(
+                "the run has Keras models of its own, which checkpoints do not hold: evaluate its SavedModel, or go on "
+                "with trpo_tf.TRPO(policy_network=..., value_network=..., resume=True)"
+                if any(saved.meta["own_networks"])
+                else "the checkpoint is of the networks of the flags, not of models of your own"
+            )
         if envs and saved.meta["backend"] != self.backend:
             raise UsageError(f"environments of {self.backend} here, of {saved.meta['backend']} in the checkpoint")
         arrays, meta = saved
@@ -178,8 +191,8 @@ class Agent:
         self.lengths.extend(arrays["window/lengths"].tolist())
         if envs:
             self.collector.act_count, self.collector.invalid_rows = meta["act_count"], meta["invalid_rows"]
-            self.collector.replay(meta["built_at"], arrays["collector/actions"])
-            if self.collector.obs.tobytes() != arrays["collector/obs"].tobytes():
+            memory = {name: arrays[f"collector/obs/{name}"] for name in self.policy.specs}
+            if not self.collector.replay(meta["built_at"], arrays["collector/actions"], memory):
                 metrics.warn("the environments did not repeat themselves: the run goes on, but not to the bit")
 
     def export(self, export_dir: Path) -> Path:
@@ -211,6 +224,8 @@ def make_envs(config: Config, num_envs: int, seed: int, training: bool = False) 
         config.env_threads,
         config.stagger and training,
         config.allow_env_module,
+        config.env_options,
+        config.wrappers,
     )
 
 
@@ -237,8 +252,10 @@ def load_agent(run_dir: Path, best: bool = False, allow_env_module: bool = False
     return agent
 
 
-def train(config: Config) -> Result:
+def train(config: Config, policy_network=None, value_network=None) -> Result:
     """Trains a policy, from the start or from the newest checkpoint of config.run_dir.
+
+    policy_network, value_network: Keras models instead of those of the flags; see policy.policy.Policy.
 
     The first SIGINT or SIGTERM lets the update under way finish and saves a checkpoint; a second one ends the process.
 
@@ -255,7 +272,7 @@ def train(config: Config) -> Result:
     use_threads(config)
     with contextlib.ExitStack() as stack:
         stopping = stack.enter_context(_signals())
-        agent = Agent(config)
+        agent = Agent(config, policy_network, value_network)
         saved = None
         if config.resume:
             saved = checkpoint.newest(Path(config.run_dir) / "checkpoints", metrics.warn)

@@ -12,8 +12,8 @@ class Trajectory(NamedTuple):
     that follows it starts the next episode. So obs[t + 1] is the true successor of every valid row t.
     """
 
-    obs: Any  # [T+1, B, ...]
-    action: Any  # [T, B, ...], as sampled: neither clipped nor rescaled
+    obs: Any  # dict of [T+1, B, ...]
+    action: Any  # [T, B, A], as sampled: neither clipped nor rescaled
     behavior_logp: Any  # [T, B], of that action, under the parameters that drew it
     reward: Any  # [T, B]
     terminated: Any  # [T, B] bool, never together with truncated
@@ -22,10 +22,13 @@ class Trajectory(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A trajectory with its learning signals, flattened to N = T * B rows."""
+    """A trajectory with its learning signals, flattened to N = T * B rows.
 
-    obs: Any  # [N, D] features; with fisher_chunk [(T+1) B, ...] as in the trajectory
-    action: Any  # [N, ...]
+    With sequences of L time steps, the rows of one stand together: row (k B + b) L + l is time k L + l of env b.
+    """
+
+    obs: Any  # dict of [N, ...]: features; with fisher_chunk observations, and at L = 1 those of time T after them
+    action: Any  # [N, A]
     behavior_logp: Any  # [N]
     advantage: Any  # [N]
     returns: Any  # [N], targets of the value network

@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import tensorflow as tf
 
+from trpo_tf.config import Config
 from trpo_tf.learner.trpo import surrogate
 from trpo_tf.policy import distributions
 from trpo_tf.types import Batch
@@ -53,12 +54,12 @@ def exact_surrogate(theta, theta_old, model):
     """Our surrogate on rows that hold every (s, a) with the exact weight rho(s) pi_old(a | s)."""
     old = softmax(theta_old)
     _, _, advantage, rho, _ = solve(model, old)
-    family = distributions.make(gym.spaces.Discrete(A), rescale=False)
+    family = distributions.Family(gym.spaces.Discrete(A), Config(env="x"))
     states, actions = np.repeat(np.arange(S), A), np.tile(np.arange(A), S)
     weight = rho[states] * old[states, actions]
     batch = Batch(
         obs=None,
-        action=tf.constant(actions),
+        action=tf.constant(actions[:, None], tf.float32),
         behavior_logp=tf.constant(np.log(old[states, actions])),
         advantage=tf.constant(advantage[states, actions]),
         returns=None,

@@ -11,18 +11,19 @@ import tensorflow as tf
 from trpo_tf.config import Config
 from trpo_tf.learner import advantages, trpo
 from trpo_tf.policy import distributions
+from trpo_tf.policy.policy import Policy
 from trpo_tf.trainer import Agent
 from trpo_tf.types import Batch
 
 
 def bandit(probs, actions, advantage, dtype=tf.float64, **changes):
     """One policy step of a one-state softmax policy whose parameters are its logits. Returns theta, metrics."""
-    family = distributions.make(gym.spaces.Discrete(len(probs)), rescale=False)
+    family = distributions.Family(gym.spaces.Discrete(len(probs)), Config(env="x"))
     theta = tf.constant(np.log(probs), dtype)
     rows = len(actions)
     batch = Batch(
         obs=tf.zeros([rows, 1], dtype),
-        action=tf.constant(actions),
+        action=tf.constant(np.array(actions)[:, None], tf.float32),
         behavior_logp=tf.constant(np.log(np.array(probs)[actions]), dtype),
         advantage=tf.constant(advantage, dtype),
         returns=tf.zeros(rows),
@@ -69,7 +70,7 @@ def test_small_advantages_make_a_small_step():
 
 
 def test_kl_is_old_before_new():
-    family = distributions.make(gym.spaces.Discrete(2), rescale=False)
+    family = distributions.Family(gym.spaces.Discrete(2), Config(env="x"))
     old, new = np.array([0.9, 0.1]), np.array([0.5, 0.5])
     kl = trpo.mean_kl(family, np.log(old)[None], np.log(new)[None], tf.ones(1))
     forward, backward = old @ np.log(old / new), new @ np.log(new / old)
@@ -78,10 +79,10 @@ def test_kl_is_old_before_new():
 
 
 def test_surrogate_uses_the_behavior_policy_and_the_mask():
-    family = distributions.make(gym.spaces.Discrete(2), rescale=False)
+    family = distributions.Family(gym.spaces.Discrete(2), Config(env="x"))
     probs, behavior = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]), np.array([0.6, 0.4, 0.5])
     advantage, mask = np.array([2.0, -1.0, 1e6]), np.array([1.0, 1.0, 0.0])
-    batch = Batch(None, tf.constant([0, 1, 0]), np.log(behavior), tf.constant(advantage), None, None, mask)
+    batch = Batch(None, tf.constant([[0.0], [1.0], [0.0]]), np.log(behavior), tf.constant(advantage), None, None, mask)
     expected = (0.9 / 0.6 * 2.0 + 0.8 / 0.4 * -1.0) / 2
     weights = advantages.mean_weights(mask)
     np.testing.assert_allclose(float(trpo.surrogate(family, np.log(probs), batch, weights)), expected)
@@ -123,7 +124,7 @@ def test_the_step_has_its_length_whatever_the_damping(damping):
 
 @pytest.mark.parametrize("log_std", [-104.0, 90.0])
 def test_extreme_log_std_never_breaks_the_parameters(log_std):
-    family = distributions.make(gym.spaces.Box(-1, 1, (1,)), rescale=False)
+    family = distributions.Family(gym.spaces.Box(-1, 1, (1,)), Config(env="x"))
     theta = tf.constant([0.3, log_std], tf.float32)
     batch = Batch(
         tf.zeros([4, 1]), tf.constant([[0.3], [0.4], [0.2], [0.3]]), tf.zeros(4), tf.constant([1.0, -1.0, 2.0, 0.5]),
@@ -153,9 +154,11 @@ def ten_updates():
     def compared():
         """KL from the policy that acted to the learner's, on the trajectory just made."""
         trajectory, episodes = collect()
-        obs, network = trajectory.obs[:-1].reshape(-1, 3), agent.policy.network
-        acted = agent.collector._actor(obs, np.zeros((len(obs), *agent.policy.family.noise_shape), np.float32))[0]
-        params = tf.constant(acted), network(network.theta(), agent.policy.preprocess(obs))
+        obs, network = {"observation": trajectory.obs["observation"][:-1].reshape(-1, 3)}, agent.policy.network
+        acted = agent.collector._actor(
+            obs, np.zeros((trajectory.mask.size, agent.policy.family.noise_size), np.float32)
+        )[0]
+        params = tf.constant(acted), agent.policy.params(network.theta(), agent.policy.preprocess(obs))
         weights = advantages.mean_weights(trajectory.mask.reshape(-1))
         rows.append({"kl_before": float(trpo.mean_kl(agent.policy.family, *params, weights))})
         return trajectory, episodes
@@ -261,7 +264,8 @@ def test_max_step_counts_natural_gradients_of_the_return_in_its_deviations(tiny,
     agent.start()
     trajectory, _ = agent.collector.collect()
     rows = config.time_steps * config.num_envs
-    values = agent.policy.values(agent.policy.preprocess(trajectory.obs.reshape(-1, trajectory.obs.shape[-1])))
+    obs = {name: x.reshape(-1, x.shape[-1]) for name, x in trajectory.obs.items()}
+    values = agent.policy.values(agent.policy.preprocess(obs))
     metrics, _ = agent.learner.update(trajectory, 0, 0.0)
     std = float(agent.learner.reward_scaler.std())
     reward = tf.constant(trajectory.reward / (std if scale_reward else 1.0), tf.float32)
@@ -276,9 +280,18 @@ def test_max_step_counts_natural_gradients_of_the_return_in_its_deviations(tiny,
     agent.collector.close()
 
 
-@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
-@pytest.mark.parametrize("settings", [{}, {"fisher_fraction": 0.4}])
-def test_chunks_change_nothing_but_rounding(tiny, env, settings):
+@pytest.mark.parametrize(
+    ("env", "settings"),
+    [
+        ("Pendulum-v1", {}),
+        ("CartPole-v1", {"fisher_fraction": 0.4}),
+        ("Pendulum-v1", {"network": "gru", "sequence_length": 4, "share_torso": True, "fisher_fraction": 0.4}),
+        ("CartPole-v1", {"network": "lstm", "sequence_length": 4}),
+    ],
+)
+def test_chunks_change_nothing_but_rounding(tiny, env, settings, monkeypatch):
+    monkeypatch.setattr(Policy, "compiled", False)  # four learners take XLA a minute
+
     def run(chunk):
         agent = Agent(tiny(env=env, steps_per_update=60, fisher_chunk=chunk, **settings))
         agent.start()

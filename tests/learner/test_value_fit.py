@@ -28,7 +28,11 @@ def test_adam_equals_keras():
 
 def fit(network, state, x, order, y, mask, learning_rate):
     value_fit.fit(
-        network, state, lambda rows: tf.gather(x, rows), order, *map(tf.constant, (y, mask, np.float32(learning_rate)))
+        network,
+        state,
+        lambda phi, rows: network(phi, tf.gather(x, rows))[:, 0],
+        order,
+        *map(tf.constant, (y, mask, np.float32(learning_rate))),
     )
 
 

@@ -78,6 +78,18 @@ class Old(gym.Env):
         return np.zeros(2, np.float32), 0.0, False, {}
 
 
-for name, kind, limit in (("Counting-v0", Counting, None), ("Faulty-v0", Faulty, None), ("Old-v0", Old, None)):
-    if name not in gym.registry:
-        gym.register(name, kind, max_episode_steps=limit, disable_env_checker=True)
+class Words(Faulty):
+    """Observations that nothing here can take."""
+
+    observation_space = gym.spaces.Text(5)
+
+    def reset(self, seed=None, options=None):
+        return "a", {}
+
+    def step(self, action):
+        return "b", 0.0, False, False, {}
+
+
+for kind in (Counting, Faulty, Old, Words):
+    if f"{kind.__name__}-v0" not in gym.registry:
+        gym.register(f"{kind.__name__}-v0", kind, disable_env_checker=True)

@@ -21,16 +21,17 @@ def collector(env="Pendulum-v1", num_envs=3, time_steps=16, backend="auto", limi
 
 
 def same(a, b):
+    a, b = (tf.nest.flatten(x) for x in (a, b))
     return all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
 
 
 def test_stored_log_probs_are_of_the_stored_unclipped_actions():
     policy, source = collector()
     trajectory, _ = source.collect()
-    assert trajectory.obs.shape == (17, 3, 3)
-    obs = trajectory.obs[:-1].reshape(-1, 3)
-    distribution = policy.family(policy.network.model(policy.preprocess(obs)))
-    logp = distribution.log_prob(trajectory.action.reshape(-1, 1))
+    assert trajectory.obs["observation"].shape == (17, 3, 3)
+    features = policy.preprocess({"observation": trajectory.obs["observation"][:-1].reshape(-1, 3)})
+    params = policy.params(policy.network.theta(), features)
+    logp = policy.family.log_prob(params, trajectory.action.reshape(-1, 1))
     np.testing.assert_allclose(trajectory.behavior_logp.ravel(), logp, atol=1e-5)
 
 
@@ -38,7 +39,7 @@ def test_trajectories_follow_one_another():
     _, source = collector()
     first, _ = source.collect()
     second, _ = source.collect()
-    np.testing.assert_array_equal(first.obs[-1], second.obs[0])
+    np.testing.assert_array_equal(first.obs["observation"][-1], second.obs["observation"][0])
     assert not np.array_equal(first.action, second.action)
 
 
@@ -49,9 +50,10 @@ def test_replay_puts_new_environments_where_the_old_ones_were(backend):
     for _ in range(4):  # over the first cut, at 67 steps
         undisturbed.collect()
     undisturbed.collect()
+    memory = {name: x.copy() for name, x in undisturbed.obs.items()}
     _, resumed = collector(backend=backend)
     resumed.act_count = undisturbed.act_count
-    resumed.replay(undisturbed.built_at, undisturbed.recorded_actions())
+    assert resumed.replay(undisturbed.built_at, undisturbed.recorded_actions(), memory)
     for _ in range(3):
         assert same(undisturbed.collect()[0], resumed.collect()[0])
     np.testing.assert_array_equal(undisturbed.recorded_actions(), resumed.recorded_actions())
@@ -64,7 +66,7 @@ def test_rebuilding_clears_the_record_and_changes_the_seeds():
     source.rebuild(1)
     assert source.recorded_actions().shape == (0, 3, 1)
     _, other = collector()
-    assert not np.array_equal(source.collect()[0].obs[0], other.collect()[0].obs[0])
+    assert not np.array_equal(source.collect()[0].obs["observation"][0], other.collect()[0].obs["observation"][0])
 
 
 FAULTS = {
@@ -86,9 +88,10 @@ def test_rows_that_are_not_finite_are_masked_and_counted(case, monkeypatch):
     expected[invalid + reset_rows] = 0
     np.testing.assert_array_equal(trajectory.mask[:, 0], expected)
     assert source.invalid_rows == len(invalid)
-    assert all(np.isfinite(x).all() for x in trajectory)
-    policy.normalizer.commit(policy.encoder(trajectory.obs[:-1, 0]), tf.constant(trajectory.mask[:, 0]))
-    clean = trajectory.obs[:-1, 0][expected > 0]
+    assert all(np.isfinite(x).all() for x in tf.nest.flatten(trajectory))
+    obs = trajectory.obs["observation"][:-1, 0]
+    policy.normalizer.commit(policy.encoder.vector({"observation": obs}), tf.constant(trajectory.mask[:, 0]))
+    clean = obs[expected > 0]
     np.testing.assert_allclose(policy.normalizer.moments.mean, clean.mean(0), rtol=1e-6)
     np.testing.assert_allclose(policy.normalizer.moments.variance(), clean.var(0), rtol=1e-6)
 
@@ -111,11 +114,11 @@ def test_a_reward_that_is_not_finite_does_not_enter_the_statistics(monkeypatch):
 def test_an_environment_that_raises_leaves_the_collector_as_before(monkeypatch):
     _, source = collector()
     source.collect()
-    before = (source.act_count, source.recorded_actions().tobytes(), source.obs.tobytes())
+    before = (source.act_count, source.recorded_actions().tobytes(), source.obs["observation"].tobytes())
     monkeypatch.setattr(Envs, "step", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
     with pytest.raises(EnvironmentFailure, match="broken"):
         source.collect()
-    assert (source.act_count, source.recorded_actions().tobytes(), source.obs.tobytes()) == before
+    assert (source.act_count, source.recorded_actions().tobytes(), source.obs["observation"].tobytes()) == before
 
 
 def test_too_many_invalid_rows_end_the_collection(monkeypatch):
@@ -131,4 +134,4 @@ def test_discrete_actions_reach_the_environment_with_their_start():
     assert set(np.unique(trajectory.action)) <= {0, 1, 2}
     assert isinstance(counting.Counting.action_space, gym.spaces.Discrete)
     valid = trajectory.mask > 0
-    np.testing.assert_array_equal(trajectory.reward[valid], trajectory.action[valid] + 1)
+    np.testing.assert_array_equal(trajectory.reward[valid], trajectory.action[valid][:, 0] + 1)

@@ -17,17 +17,17 @@ def run(envs, steps, seed=0):
     """Random actions; obs [T+1, B, ...] and the rows stacked to [T, B]."""
     rng = np.random.default_rng(seed)
     space = envs.action_space
-    obs, rows, actions = [np.array(envs.reset())], [], []
+    obs, rows, actions = [np.array(envs.reset()["observation"])], [], []
     for _ in range(steps):
         if isinstance(space, gym.spaces.Discrete):
             action = rng.integers(space.n, size=envs.num_envs) + space.start
         else:
             action = rng.uniform(space.low, space.high, (envs.num_envs, *space.shape)).astype(np.float32)
         rows.append(envs.step(action))
-        obs.append(np.array(rows[-1].obs))
+        obs.append(np.array(rows[-1].obs["observation"]))
         actions.append(action)
-    stacked = [np.stack(x) for x in zip(*rows, strict=True)]
-    return np.stack(obs), np.stack(actions), *stacked[1:]
+    stacked = [np.stack(x) for x in zip(*(row[1:] for row in rows), strict=True)]
+    return np.stack(obs), np.stack(actions), *stacked
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -217,7 +217,7 @@ def test_every_episode_of_a_counting_environment_is_reconstructed():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_seeds_repeat_differ_between_environments_and_count_up(backend):
     def first(seed, count):
-        return np.array(Envs("CartPole-v1", count, seed, backend).reset())
+        return np.array(Envs("CartPole-v1", count, seed, backend).reset()["observation"])
 
     a, b, c = first(5, 4), first(5, 4), first(6, 3)
     np.testing.assert_array_equal(a, b)

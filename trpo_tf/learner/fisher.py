@@ -1,7 +1,6 @@
 """Fisher-vector products of a policy's mean KL divergence."""
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 
 def forward_product(network, family, theta: tf.Tensor, weights: tf.Tensor, vector: tf.Tensor) -> tf.Tensor:
@@ -43,8 +42,7 @@ def reverse_product(network, family, theta: tf.Tensor, weights: tf.Tensor, vecto
         with tf.GradientTape() as inner:
             inner.watch(theta)
             params = network(theta)
-            old = family(tf.stop_gradient(params))
-            kl = tf.reduce_sum(weights * tfp.distributions.kl_divergence(old, family(params)))
+            kl = tf.reduce_sum(weights * family.kl(tf.stop_gradient(params), params))
         product = tf.reduce_sum(inner.gradient(kl, theta) * vector)
     return outer.gradient(product, theta)
 

@@ -3,13 +3,13 @@
 Reference: Schulman, Levine, Moritz, Jordan, Abbeel 2015, "Trust Region Policy Optimization", section 6 and appendix C.
 """
 
+import dataclasses
 import threading
 import time
 from concurrent.futures import Future
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from trpo_tf.config import Config
 from trpo_tf.learner import advantages, chunks, conjugate_gradient, fisher, trust_region, value_fit
@@ -21,14 +21,13 @@ from trpo_tf.types import ALIGNMENT, Batch, Trajectory
 
 def surrogate(family, params, batch: Batch, weights) -> tf.Tensor:
     """sum_n w_n ratio_n advantage_n, ratio = exp(logp - behavior_logp); maximised (equation 14). Float64 scalar."""
-    ratio = tf.exp(family(params).log_prob(batch.action) - batch.behavior_logp)
+    ratio = tf.exp(family.log_prob(params, batch.action) - batch.behavior_logp)
     return weighted_sum(ratio * batch.advantage, weights)
 
 
 def mean_kl(family, params_old, params, weights) -> tf.Tensor:
     """sum_n w_n KL(old || new)_n (equation 12: the old policy comes first), in float64. params: [N, K]."""
-    old, new = (family(tf.cast(p, tf.float64)) for p in (params_old, params))
-    return weighted_sum(tfp.distributions.kl_divergence(old, new), weights)
+    return weighted_sum(family.kl(*(tf.cast(p, tf.float64) for p in (params_old, params))), weights)
 
 
 def fisher_operator(network, family, theta_old, batch: Batch, fisher_rows, config: Config):
@@ -40,7 +39,7 @@ def fisher_operator(network, family, theta_old, batch: Batch, fisher_rows, confi
 
     def fvp(vector):
         def product(rows, weights):
-            obs = rows if fisher_rows is None else tf.gather(batch.obs, rows)
+            obs = rows if fisher_rows is None else _rows_of(batch.obs, rows)
             of_network = fisher.PRODUCTS[config.fisher_product]
             return of_network(lambda theta: network(theta, obs), family, theta_old, weights, vector)
 
@@ -107,7 +106,7 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
     )
     expected = step.step_fraction * dot(grad, full_step)
     improvement_ratio = tf.where(expected > 0, step.improvement / tf.where(expected > 0, expected, 1.0), 0.0)
-    logp_old = family(params_old).log_prob(batch.action)
+    logp_old = family.log_prob(params_old, batch.action)
     return step.theta, {
         "policy/kl": step.kl,
         "policy/improvement": step.improvement,
@@ -117,7 +116,7 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
         "policy/backtracks": step.backtracks,
         "policy/reason": step.reason,
         "policy/step_size": step_size,
-        "policy/entropy": masked_mean(family(params_old).entropy(), batch.mask),
+        "policy/entropy": masked_mean(family.entropy(params_old), batch.mask),
         "policy/gradient_norm": tf.sqrt(dot(grad, grad)),
         "policy/max_ratio_error": tf.reduce_max(batch.mask * tf.abs(tf.exp(logp_old - batch.behavior_logp) - 1.0)),
         "cg/residual": solution.residual,
@@ -143,9 +142,14 @@ class TRPO(tf.Module):
         self.policy = policy
         self.reward_scaler = advantages.RewardScaler(config.num_envs, config.gamma, config.scale_reward)
         self.adam = value_fit.AdamState(policy.value_network.size)
-        self._config = config
+        chunk = -(-config.fisher_chunk // config.length) * config.length  # whole sequences
+        self._config = dataclasses.replace(config, fisher_chunk=chunk)
         self._seed = seed
         self._fit: Future | None = None
+        self._prepare, self._policy_step, self._fit_values, self._commit = (
+            tf.function(function, autograph=False, jit_compile=policy.compiled)
+            for function in (self._prepare, self._policy_step, self._fit_values, self._commit)
+        )
 
     def wait(self) -> None:
         """Lets a value fit under way end; the value network and its optimiser may not be read before."""
@@ -166,16 +170,20 @@ class TRPO(tf.Module):
         """
         config = self._config
         self.wait()
-        trajectory = Trajectory(_shared(trajectory.obs), *map(tf.convert_to_tensor, trajectory[1:]))
-        batch, constants, advantage_std = self._prepare(trajectory)
+        obs = {name: _shared(x) for name, x in trajectory.obs.items()}
+        trajectory = Trajectory(obs, *map(tf.convert_to_tensor, trajectory[1:]))
+        batch, value_features, constants, advantage_std = self._prepare(trajectory)
         if constants is not None:
-            batch = batch._replace(obs=tf.reshape(trajectory.obs, [-1, *trajectory.obs.shape[2:]]))
+            batch = batch._replace(obs={name: self._rows(x) for name, x in obs.items()})
         seed = tf.constant([self._seed, update], tf.int32)
         max_kl = tf.constant(config.max_kl, tf.float64)
         learning_rate = config.value_learning_rate * (1.0 - progress if config.value_learning_rate_decay else 1.0)
-        self._fit = _start(self._timed_fit, batch, constants, seed, tf.constant(learning_rate, tf.float32))
+        self._fit = _start(
+            self._timed_fit, batch, value_features, constants, seed, tf.constant(learning_rate, tf.float32)
+        )
         metrics = self._policy_step(batch, constants, seed, max_kl, advantage_std)
-        self._commit(trajectory.obs, trajectory.mask)
+        if self.policy.normalizer.enabled.any():
+            self._commit({name: obs[name] for name in self.policy.encoder.vectors}, trajectory.mask)
         if config.fisher_chunk:
             self.wait()  # beside the next trajectory, the fit would keep the observations of this one in memory
         metrics = _numbers(metrics)
@@ -183,28 +191,37 @@ class TRPO(tf.Module):
         metrics["cg/reason"] = conjugate_gradient.REASONS[metrics["cg/reason"]]
         return metrics, self._fit
 
-    def _timed_fit(self, batch: Batch, constants, seed, learning_rate) -> dict[str, float]:
+    def _timed_fit(self, batch: Batch, value_features, constants, seed, learning_rate) -> dict[str, float]:
         start = time.perf_counter()
-        metrics = _numbers(self._fit_values(batch, constants, self._order(seed), learning_rate))
+        metrics = _numbers(self._fit_values(batch, value_features, constants, self._order(seed), learning_rate))
         return metrics | {"time/value_fit_seconds": time.perf_counter() - start}
 
-    @tf.function(autograph=False, jit_compile=True)
     def _prepare(self, trajectory: Trajectory):
-        """Trajectory [T, B, ...] to Batch [N, ...], the normaliser's constants, and the standard deviation of the
-        advantages in those of the discounted return.
+        """Trajectory [T, B, ...] to Batch [N, ...], what a value network on a shared torso takes (else None), the
+        normaliser's constants, and the standard deviation of the advantages in those of the discounted return.
 
         The batch's obs are features, and the constants None; with fisher_chunk, where all features at once might not
         fit into memory, obs are None, for the caller to put the trajectory's there."""
         config, policy = self._config, self.policy
         time, envs = trajectory.reward.shape
-        obs, constants = tf.reshape(trajectory.obs, [(time + 1) * envs, *trajectory.obs.shape[2:]]), None
+        obs, constants = {name: _flat(x) for name, x in trajectory.obs.items()}, None
         if config.fisher_chunk:
             constants = policy.normalizer.constants()
         else:
             obs = policy.preprocess(obs)
-        values = chunks.apply(
-            lambda rows: policy.values(self._features(rows, constants)), obs, (time + 1) * envs, config.fisher_chunk
-        )
+
+        def by_chunks(function):
+            rows = (time + 1) * envs
+            return chunks.apply(lambda obs: function(self._features(obs, constants)), obs, rows, config.fisher_chunk)
+
+        # A sequence of one row each, for which the states are there: as the actor went through them.
+        value_features = None
+        if policy.shared:
+            value_features = {"vector": by_chunks(lambda features: policy.value_features(features)["vector"])}
+            values = policy.values(value_features)
+            value_features = {"vector": self._by_sequence(value_features["vector"])}
+        else:
+            values = by_chunks(policy.values)
         values = tf.reshape(values, [time + 1, envs])
         ended = trajectory.terminated | trajectory.truncated
         reward = self.reward_scaler(trajectory.reward, ended, trajectory.mask)
@@ -212,64 +229,85 @@ class TRPO(tf.Module):
         advantage = advantages.generalized_advantage(reward, values, *flags, config.gamma, config.gae_lambda)
         standardized, advantage_std = advantages.standardize(advantage, trajectory.mask)
         advantage_std *= tf.cast(self.reward_scaler.scale() / self.reward_scaler.std(), tf.float64)
-        rows = time * envs
-
-        def flat(x):
-            return tf.reshape(x, [rows, *x.shape[2:]])
-
         batch = Batch(
-            obs=None if constants else obs[:rows],
-            action=flat(trajectory.action),
-            behavior_logp=flat(trajectory.behavior_logp),
-            advantage=flat(standardized),
-            returns=flat(advantage + values[:-1]),
-            values=flat(values[:-1]),
-            mask=flat(trajectory.mask),
+            obs=None if constants else {name: self._by_sequence(x) for name, x in obs.items()},
+            action=self._rows(trajectory.action),
+            behavior_logp=self._rows(trajectory.behavior_logp),
+            advantage=self._rows(standardized),
+            returns=self._rows(advantage + values[:-1]),
+            values=self._rows(values[:-1]),
+            mask=self._rows(trajectory.mask),
         )
-        return batch, constants, advantage_std
+        return batch, value_features, constants, advantage_std
+
+    def _rows(self, x):
+        """[T, B, ...], or [T+1, B, ...], in the order of a Batch."""
+        if self._config.length == 1 and x.shape[0] > self._config.time_steps:
+            return _flat(x)  # what is over stays, so that the memory can
+        return self._by_sequence(_flat(x))
+
+    def _by_sequence(self, x):
+        """The first T B of rows [>= T B, ...], the rows of a sequence together."""
+        length, envs = self._config.length, self._config.num_envs
+        x = x[: self._config.time_steps * envs]
+        if length == 1:
+            return x
+        x = tf.reshape(x, [-1, length, envs, *x.shape[1:]])
+        return tf.reshape(tf.transpose(x, [0, 2, 1, *range(3, x.shape.rank)]), [-1, *x.shape[3:]])
 
     def _features(self, obs, constants):
         """A batch's obs as what networks take."""
         return obs if constants is None else self.policy.preprocess(obs, constants)
 
-    @tf.function(autograph=False, jit_compile=True)
     def _policy_step(self, batch: Batch, constants, seed, max_kl, advantage_std):
-        network = self.policy.network
+        policy, length = self.policy, self._config.length
         rows = batch.mask.shape[0]
-        count = _fisher_count(rows, self._config.fisher_fraction)
+        count = -(-_fisher_count(rows, self._config.fisher_fraction) // length)
         fisher_rows = None
-        if count < rows:
-            fisher_rows = tf.argsort(tf.random.stateless_uniform([rows], seed))[:count]
+        if count * length < rows:
+            fisher_rows = _whole(tf.argsort(tf.random.stateless_uniform([rows // length], seed))[:count], length)
         # Advantages were divided by their std, and the gradient of the return is the surrogate's over 1 - gamma.
         max_step = self._config.max_step * advantage_std / max(1.0 - self._config.gamma, 1e-9)
         theta, metrics = policy_step(
-            lambda theta, obs: network(theta, self._features(obs, constants)),
-            self.policy.family,
-            network.theta(),
+            lambda theta, obs: policy.params(theta, self._features(obs, constants), length),
+            policy.family,
+            policy.network.theta(),
             batch,
             fisher_rows,
             max_kl,
             max_step,
             self._config,
         )
-        network.assign(theta)
+        policy.network.assign(theta)
         return metrics | {"policy/advantage_std": advantage_std}
 
     @tf.function(autograph=False)
     def _order(self, seed):
-        config = self._config
-        rows = config.time_steps * config.num_envs
-        key = seed + tf.constant([1, 0])
-        return value_fit.minibatch_order(config.value_epochs, rows, config.value_minibatch_size, key)
+        config, length = self._config, self._config.length
+        sequences = config.time_steps * config.num_envs // length
+        key, size = seed + tf.constant([1, 0]), -(-config.value_minibatch_size // length)
+        return _whole(value_fit.minibatch_order(config.value_epochs, sequences, size, key), length)
 
-    @tf.function(autograph=False, jit_compile=True)
-    def _fit_values(self, batch: Batch, constants, order, learning_rate):
-        policy, chunk = self.policy, self._config.fisher_chunk
+    def _fit_values(self, batch: Batch, value_features, constants, order, learning_rate):
+        policy, length = self.policy, self._config.length
         before = advantages.explained_variance(batch.returns, batch.values, batch.mask)
-        minibatches = (lambda rows: self._features(tf.gather(batch.obs, rows), constants)), order
-        value_fit.fit(policy.value_network, self.adam, *minibatches, batch.returns, batch.mask, learning_rate)
+
+        inputs = batch.obs if value_features is None else value_features
+
+        def features(rows):
+            return self._features(rows, constants) if value_features is None else rows
+
+        value_fit.fit(
+            policy.value_network,
+            self.adam,
+            lambda phi, rows: policy.value_network(phi, features(_rows_of(inputs, rows)), length=length)[:, 0],
+            order,
+            batch.returns,
+            batch.mask,
+            learning_rate,
+        )
         values = chunks.apply(
-            lambda obs: policy.values(self._features(obs, constants)), batch.obs, batch.mask.shape[0], chunk
+            lambda rows: policy.values(features(rows), length), inputs, batch.mask.shape[0], self._config.fisher_chunk
         )
         loss = masked_mean(0.5 * (values - batch.returns) ** 2, batch.mask)
         return {
@@ -279,15 +317,32 @@ class TRPO(tf.Module):
             "value/learning_rate": learning_rate,
         }
 
-    @tf.function(autograph=False, jit_compile=True)
     def _commit(self, obs, mask):
-        policy, rows = self.policy, tf.reshape(obs, [-1, *obs.shape[2:]])
+        policy, rows = self.policy, {name: _flat(x) for name, x in obs.items()}
         chunks.for_each(
-            lambda rows, mask: policy.normalizer.commit(policy.encoder(rows), mask),
+            lambda rows, mask: policy.normalizer.commit(policy.encoder.vector(rows), mask),
             rows,
             tf.reshape(mask, [-1]),
             self._config.fisher_chunk,
         )
+
+
+def _flat(x: tf.Tensor) -> tf.Tensor:
+    """[T, B, ...] -> [T B, ...]."""
+    return tf.reshape(x, [-1, *x.shape[2:]])
+
+
+def _rows_of(nest, rows: tf.Tensor):
+    """Rows [M] int32 of every tensor of a nest."""
+    return tf.nest.map_structure(lambda x: tf.gather(x, rows), nest)
+
+
+def _whole(blocks: tf.Tensor, length: int) -> tf.Tensor:
+    """The rows of sequences [..., M] -> [..., M L] int32."""
+    if length == 1:
+        return blocks
+    rows = blocks[..., None] * length + tf.range(length)
+    return tf.reshape(rows, [*blocks.shape[:-1], blocks.shape[-1] * length])
 
 
 def _fisher_count(rows: int, fraction: float) -> int:

@@ -33,20 +33,20 @@ def adam(theta, grad, m, v, step, learning_rate):
     return theta - rate * m / (tf.sqrt(v) + _EPSILON), m, v
 
 
-def squared_error(network, phi, features, returns, mask) -> tf.Tensor:
-    """Masked mean of (V(s) - returns)^2 / 2 over rows: features [N, D], returns and mask [N]; phi [P]."""
-    error = tf.where(mask > 0, network(phi, features)[:, 0] - returns, 0.0)
+def squared_error(values, returns, mask) -> tf.Tensor:
+    """Masked mean of (V(s) - returns)^2 / 2 over rows. All [N]."""
+    error = tf.where(mask > 0, values - returns, 0.0)
     return 0.5 * tf.reduce_sum(error**2) / tf.maximum(tf.reduce_sum(mask), 1.0)
 
 
-def fit(network, state: AdamState, features, order, returns, mask, learning_rate) -> None:
+def fit(network, state: AdamState, values, order, returns, mask, learning_rate) -> None:
     """Fits the network to the returns; the Keras variables and the optimiser's state are updated.
 
     A minibatch without a valid row changes nothing and does not count as a step.
 
     Args:
-      network: a FlatNetwork with one output.
-      features: of rows [M] int32, what the network takes for them, [M, D].
+      network: a FlatNetwork.
+      values: (its parameters [P], rows [M] int32) -> its predictions for them [M].
       order: [S, M] int32, the rows of each of S minibatches.
       returns, mask: [N].
       learning_rate: scalar.
@@ -57,7 +57,7 @@ def fit(network, state: AdamState, features, order, returns, mask, learning_rate
         weights = tf.gather(mask, rows)
         with tf.GradientTape() as tape:
             tape.watch(phi)
-            loss = squared_error(network, phi, features(rows), tf.gather(returns, rows), weights)
+            loss = squared_error(values(phi, rows), tf.gather(returns, rows), weights)
         stepped = (*adam(phi, tape.gradient(loss, phi), m, v, count + 1, learning_rate), count + 1)
         used = tf.reduce_any(weights > 0)
         return (k + 1, *(tf.where(used, new, old) for new, old in zip(stepped, (phi, m, v, count), strict=True)))

@@ -1,5 +1,6 @@
 """Running moments, and the observation normaliser made of them."""
 
+import numpy as np
 import tensorflow as tf
 
 _CLIP = 10.0  # of normalised features (Engstrom et al. 2020)
@@ -49,13 +50,16 @@ class Normalizer(tf.Module):
     """Standardises features: clip((x - mean) / sqrt(variance + 1e-8), -10, 10).
 
     The moments move only in `commit`, between updates; a policy and the batch it made see the same ones. NaN becomes
-    the mean, so the answer is finite for any input. With `enabled` false, features are only made finite.
+    the mean, so the answer is finite for any input. Features that are not `enabled` are only made finite.
+
+    Args:
+      enabled: [D] bool.
     """
 
-    def __init__(self, size: int, enabled: bool):
+    def __init__(self, enabled):
         super().__init__(name="normalizer")
-        self.enabled = enabled
-        self.moments = RunningMoments([size], "obs_moments")
+        self.enabled = np.asarray(enabled, bool)
+        self.moments = RunningMoments(self.enabled.shape, "obs_moments")
 
     def __call__(self, features, constants=None, xp=tf):
         """[N, D] float32 -> [N, D] float32, finite. xp=np: of arrays, with `constants` as arrays."""
@@ -64,14 +68,15 @@ class Normalizer(tf.Module):
         return xp.minimum(xp.maximum((known - mean) * scale, -bound), bound)
 
     def constants(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """What is subtracted [D], multiplied by [D], and the bound, a scalar; float32."""
+        """What is subtracted [D], multiplied by [D], and the bound [D]; float32."""
         mean, scale = self.moments.mean.value(), tf.math.rsqrt(self.moments.variance() + 1e-8)
-        if not self.enabled:
-            mean, scale = tf.zeros_like(mean), tf.ones_like(scale)
-        bound = tf.constant(_CLIP if self.enabled else _BOUND)
+        if not self.enabled.all():
+            mean = tf.where(self.enabled, mean, tf.zeros_like(mean))
+            scale = tf.where(self.enabled, scale, tf.ones_like(scale))
+        bound = tf.constant(np.where(self.enabled, _CLIP, _BOUND), tf.float32)
         return tf.cast(mean, tf.float32), tf.cast(scale, tf.float32), bound
 
     def commit(self, features: tf.Tensor, mask: tf.Tensor) -> None:
         """Merges the raw features [N, D] of the rows whose mask [N] is 1."""
-        if self.enabled:
+        if self.enabled.any():
             self.moments.merge(features, mask)

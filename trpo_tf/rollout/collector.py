@@ -43,8 +43,8 @@ class Collector:
         self.act_count = 0
         self.invalid_rows = 0
         self.built_at = 0
-        self.obs: np.ndarray | None = None  # [B, ...], what the policy sees next
-        self._actions: list[np.ndarray] = []  # [K, B, ...] each
+        self.obs: dict[str, np.ndarray] = {}  # [B, ...] each, what the policy sees next
+        self._actions: list[np.ndarray] = []  # [K, B, A] each
         self._envs = None
         self.rebuild(0)
 
@@ -54,22 +54,31 @@ class Collector:
         self._envs = self._make_envs(update)
         self.built_at = update
         self._actions = []
-        self.obs, self._bad = self._clean(self._envs.reset())
+        obs, self._bad = self._clean(self._envs.reset())
+        rows = self._envs.num_envs
+        fresh = {name: np.zeros((rows, size), np.float32) for name, size in self._policy.states.items()}
+        self.obs = obs | (fresh and {"is_first": np.ones(rows, np.float32)}) | fresh
 
     def recorded_actions(self) -> np.ndarray:
-        """What the environments were stepped with since they were built, [K, B, ...]."""
-        family = self._policy.family
-        action = family.to_env(np.zeros((self._envs.num_envs, *family.action_shape), family.action_dtype), np)
-        return np.concatenate([action[None][:0], *self._actions])
+        """What the environments were stepped with since they were built, as stored: [K, B, A]."""
+        shape = (0, self._envs.num_envs, self._policy.family.action_size)
+        return np.concatenate([np.zeros(shape, np.float32), *self._actions])
 
-    def replay(self, update: int, actions: np.ndarray) -> None:
-        """Rebuilds the environments as at `update` and steps them with recorded actions [K, B, ...]."""
+    def replay(self, update: int, actions: np.ndarray, memory: dict[str, np.ndarray]) -> bool:
+        """Rebuilds the environments as at `update` and steps them with recorded actions [K, B, A].
+
+        memory: what `obs` was then, of which the states and is_first are taken over. Returns whether the rest is equal.
+        """
         self.rebuild(update)
         for action in actions:
-            self.obs, self._bad = self._clean(self._envs.step(action).obs)
+            obs, self._bad = self._clean(self._envs.step(self._policy.family.to_env(action, np)).obs)
+            self.obs |= obs
         self._envs.pop_episodes()
+        equal = all(self.obs[name].tobytes() == memory[name].tobytes() for name in self._policy.encoder.leaves)
+        self.obs |= {name: memory[name] for name in self.obs if name not in self._policy.encoder.leaves}
         if len(actions):
             self._actions = [actions]
+        return equal
 
     def collect(self) -> tuple[Trajectory, Episodes]:
         """One trajectory [T, B, ...] and the whole episodes that ended in it.
@@ -78,50 +87,64 @@ class Collector:
           EnvironmentFailure: an environment raised, or they keep giving NaN or infinity.
         """
         try:
-            trajectory, bad_obs, recorded = self._step_through()
+            trajectory, bad_obs = self._step_through()
         except (ArithmeticError, AssertionError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise
             raise EnvironmentFailure(f"environment failed: {type(error).__name__}: {error}") from error
         trajectory = self._mask_invalid(trajectory, bad_obs)
         self.act_count += self._time
-        self._actions.append(recorded)
-        self.obs, self._bad = trajectory.obs[-1].copy(), bad_obs[-1]
+        self._actions.append(trajectory.action)
+        self.obs, self._bad = {name: x[-1].copy() for name, x in trajectory.obs.items()}, bad_obs[-1]
         return trajectory, self._envs.pop_episodes()
 
-    def _step_through(self) -> tuple[Trajectory, np.ndarray, np.ndarray]:
-        """T steps: the trajectory, which observations [T+1, B] were not finite, and the environments' actions."""
-        family, encoder, shape = self._policy.family, self._policy.encoder, (self._time, self._envs.num_envs)
-        obs = aligned((shape[0] + 1, shape[1], *encoder.shape), encoder.dtype)
+    def _step_through(self) -> tuple[Trajectory, np.ndarray]:
+        """T steps: the trajectory, and which observations [T+1, B] were not finite."""
+        policy, family, shape = self._policy, self._policy.family, (self._time, self._envs.num_envs)
+        obs = {name: aligned((shape[0] + 1, shape[1], *of), dtype) for name, (of, dtype) in policy.specs.items()}
         params = np.empty((*shape, family.size), np.float32)
-        action = np.empty((*shape, *family.action_shape), family.action_dtype)
+        action = np.empty((*shape, family.action_size), np.float32)
         reward, mask = (np.empty(shape, np.float32) for _ in range(2))
         terminated, truncated = (np.empty(shape, bool) for _ in range(2))
         bad_obs = np.zeros((shape[0] + 1, shape[1]), bool)
-        recorded = []
-        obs[0], bad_obs[0] = self.obs, self._bad
+        for name, x in obs.items():
+            x[0] = self.obs[name]
+        bad_obs[0] = self._bad
+        leaves, states = list(policy.encoder.leaves), sorted(policy.states)
         self._actor.refresh()
         noise = family.noise(shape, tf.constant([self._seed, self.act_count], tf.int32)).numpy()
         with self._actor.alone():
             for t in range(self._time):
-                params[t], action[t], env_action = self._actor(obs[t], noise[t])
-                recorded.append(env_action)
-                rows = self._envs.step(env_action)
-                obs[t + 1] = rows.obs.reshape(obs.shape[1:])
-                if not np.isfinite(obs[t + 1].sum()):
-                    obs[t + 1], bad_obs[t + 1] = self._clean(rows.obs)
+                params[t], action[t], after = self._actor({name: x[t] for name, x in obs.items()}, noise[t])
+                rows = self._envs.step(family.to_env(action[t], np))
+                finite = True
+                for name in leaves:
+                    following = obs[name][t + 1]
+                    following[...] = rows.obs[name].reshape(following.shape)
+                    finite = finite and (following.dtype.kind != "f" or np.isfinite(following.sum()))
+                if not finite:
+                    cleaned, bad_obs[t + 1] = self._clean(rows.obs)
+                    for name, x in cleaned.items():
+                        obs[name][t + 1] = x
                 reward[t], terminated[t], truncated[t], mask[t] = rows[1:]
-        flat = (x.reshape(-1, *x.shape[2:]) for x in (params, action))
-        logp = self._policy.log_prob(*flat).numpy().reshape(shape)
-        return Trajectory(obs, action, logp, reward, terminated, truncated, mask), bad_obs, np.stack(recorded)
+                if states:
+                    obs["is_first"][t + 1] = rows.mask == 0
+                    for name, state in zip(states, after, strict=True):
+                        obs[name][t + 1] = state
+        flat = (x.reshape(-1, x.shape[-1]) for x in (params, action))
+        logp = policy.log_prob(*flat).numpy().reshape(shape)
+        return Trajectory(obs, action, logp, reward, terminated, truncated, mask), bad_obs
 
-    def _clean(self, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _clean(self, obs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Observations as stored, non-finite numbers replaced by 0, and which rows [B] had some."""
-        obs = np.asarray(obs).astype(self._policy.encoder.dtype).reshape((-1, *self._policy.encoder.shape))
-        if obs.dtype.kind != "f" or np.isfinite(obs.sum()):
-            return obs, np.zeros(len(obs), bool)
-        finite = np.isfinite(obs)
-        return np.where(finite, obs, 0), ~finite.reshape(len(obs), -1).all(1)
+        stored, bad = {}, np.zeros(self._envs.num_envs, bool)
+        for name, leaf in self._policy.encoder.leaves.items():
+            x = np.asarray(obs[name]).astype(leaf.dtype).reshape((-1, *leaf.shape))
+            if x.dtype.kind == "f":
+                finite = np.isfinite(x)
+                x, bad = np.where(finite, x, 0), bad | ~finite.reshape(len(x), -1).all(1)
+            stored[name] = x
+        return stored, bad
 
     def _mask_invalid(self, trajectory: Trajectory, bad_obs: np.ndarray) -> Trajectory:
         """Masks rows whose observation, successor, reward or log-probability is not finite."""

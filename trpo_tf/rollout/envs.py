@@ -4,6 +4,7 @@ NEXT_STEP autoreset: the step after an episode's end ignores its action and retu
 """
 
 import difflib
+import importlib
 import os
 import re
 import warnings
@@ -13,6 +14,8 @@ import gymnasium as gym
 import numpy as np
 
 from trpo_tf.config import UsageError
+from trpo_tf.policy import encoders, spaces
+from trpo_tf.rollout import options
 
 try:
     import envpool
@@ -23,7 +26,7 @@ except ImportError:  # not Linux, or left out on purpose: gymnasium serves
 class Rows(NamedTuple):
     """One time step of B environments."""
 
-    obs: np.ndarray  # [B, ...], after the step
+    obs: dict[str, np.ndarray]  # [B, ...] each, after the step; by the names of policy/spaces.py
     reward: np.ndarray  # [B] float32, 0 where mask is 0
     terminated: np.ndarray  # [B] bool
     truncated: np.ndarray  # [B] bool, never together with terminated
@@ -40,7 +43,7 @@ class Episodes(NamedTuple):
 class _EnvPool:
     """EnvPool in synchronous mode; env i has the seed seed + i."""
 
-    def __init__(self, env_id: str, num_envs: int, seed: int, threads: int):
+    def __init__(self, env_id: str, num_envs: int, seed: int, threads: int, settings: dict):
         cores = usable_cores()
         # Not bound to cores, threads that wake up meet on one while another idles: every other trajectory takes half
         # as long again. With cores that are not all ours, EnvPool's numbering may name one that is another's.
@@ -52,6 +55,7 @@ class _EnvPool:
             seed=seed,
             num_threads=min(threads or len(cores), num_envs),
             thread_affinity_offset=0 if bound else -1,
+            **settings,
         )
         self.observation_space = self._pool.observation_space
         self.action_space = self._pool.action_space
@@ -66,15 +70,15 @@ class _EnvPool:
         plain = takes == ["env_id", "players.env_id", "action"] and set(wanted) <= set(names)
         self._state = [names.index(name) for name in wanted] if plain else None
 
-    def reset(self) -> np.ndarray:
-        """Starts every environment; obs [B, ...]."""
-        return self._pool.reset()[0]
+    def reset(self) -> dict[str, np.ndarray]:
+        """Starts every environment; obs [B, ...] each."""
+        return _leaves(self._pool.reset()[0])
 
-    def reset_at(self, ids: np.ndarray) -> np.ndarray:
-        """Resets the environments `ids`; their obs [len(ids), ...]."""
+    def reset_at(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Resets the environments `ids`; their obs [len(ids), ...] each."""
         if self._ended is not None:
             self._ended[ids] = False
-        return self._pool.reset(ids)[0]
+        return _leaves(self._pool.reset(ids)[0])
 
     def step(self, action: np.ndarray):
         """obs, reward, terminated, truncated of actions [B, ...]."""
@@ -95,7 +99,7 @@ class _EnvPool:
             self._ended = None  # the contract was seen to hold; looking once is enough
         elif self._ended is not None:
             self._ended = terminated | truncated
-        return obs, reward, terminated, truncated
+        return _leaves(obs), reward, terminated, truncated
 
     def close(self) -> None:
         """Frees the environments."""
@@ -105,9 +109,16 @@ class _EnvPool:
 class _Gymnasium:
     """gymnasium's synchronous vector environment; env i has the seed seed + i."""
 
-    def __init__(self, env_id: str, num_envs: int, seed: int, render_mode: str | None, video_dir: str):
+    def __init__(
+        self, env_id: str, num_envs: int, seed: int, settings: dict, wrap: list, render_mode: str | None, video_dir: str
+    ):
         def make():
-            env = gym.make(env_id, **({"render_mode": render_mode} if render_mode else {}))
+            env = gym.make(env_id, **settings, **({"render_mode": render_mode} if render_mode else {}))
+            for wrapper in wrap:
+                env = wrapper(env)
+            *_, info = env.reset(seed=seed)
+            if isinstance(info, dict) and encoders.MASK in info:
+                env = _MaskFromInfo(env)
             if video_dir:
                 env = gym.wrappers.RecordVideo(env, video_dir, episode_trigger=lambda episode: True)
             return env
@@ -119,20 +130,21 @@ class _Gymnasium:
         spec = self._envs.envs[0].spec
         self.max_episode_steps = spec.max_episode_steps if spec else None
 
-    def reset(self) -> np.ndarray:
-        """Starts every environment; obs [B, ...]."""
-        return self._envs.reset(seed=self._seed)[0]
+    def reset(self) -> dict[str, np.ndarray]:
+        """Starts every environment; obs [B, ...] each."""
+        return _leaves(self._envs.reset(seed=self._seed)[0])
 
-    def reset_at(self, ids: np.ndarray) -> np.ndarray:
-        """Resets the environments `ids`; their obs [len(ids), ...]."""
+    def reset_at(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Resets the environments `ids`; their obs [len(ids), ...] each."""
         mask = np.zeros(self._envs.num_envs, bool)
         mask[ids] = True
-        return self._envs.reset(options={"reset_mask": mask})[0][ids]
+        return {name: x[ids] for name, x in _leaves(self._envs.reset(options={"reset_mask": mask})[0]).items()}
 
-    def step(self, action: np.ndarray):
-        """obs, reward, terminated, truncated of actions [B, ...]."""
+    def step(self, action):
+        """obs, reward, terminated, truncated of actions [B, ...], in the structure of the action space."""
         try:
-            return self._envs.step(action)[:4]
+            obs, *rest = self._envs.step(action)[:4]
+            return _leaves(obs), *rest
         except ValueError as error:
             if "values to unpack" not in str(error):
                 raise
@@ -144,6 +156,38 @@ class _Gymnasium:
     def close(self) -> None:
         """Frees the environments."""
         self._envs.close()
+
+
+class _MaskFromInfo(gym.Wrapper):
+    """Adds the action_mask of `info` to the observation, where the policy looks for it."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        mask = self._flat(env.reset()[1])
+        parts = {"observation": env.observation_space}
+        if isinstance(env.observation_space, gym.spaces.Dict):
+            parts = dict(env.observation_space.items())
+        self.observation_space = gym.spaces.Dict(parts | {encoders.MASK: gym.spaces.Box(0, 1, mask.shape, np.int8)})
+
+    def reset(self, **settings):
+        """As the environment's."""
+        obs, info = self.env.reset(**settings)
+        return self._joined(obs, info), info
+
+    def step(self, action):
+        """As the environment's."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return self._joined(obs, info), reward, terminated, truncated, info
+
+    def _joined(self, obs, info):
+        return (obs if isinstance(obs, dict) else {"observation": obs}) | {encoders.MASK: self._flat(info)}
+
+    @staticmethod
+    def _flat(info) -> np.ndarray:
+        mask = info[encoders.MASK]
+        return np.concatenate([np.ravel(part) for part in (mask if isinstance(mask, tuple) else (mask,))]).astype(
+            np.int8
+        )
 
 
 class Envs:
@@ -160,6 +204,7 @@ class Envs:
       threads: of EnvPool; 0: one per core.
       stagger: see above.
       allow_module: let "module:Id" import that module.
+      env_options, wrappers: see config.py.
       render_mode, video_dir: of gymnasium; show the episodes, or record them into a directory.
 
     Raises:
@@ -175,19 +220,28 @@ class Envs:
         threads: int = 0,
         stagger: bool = False,
         allow_module: bool = False,
+        env_options: str = "",
+        wrappers: str = "",
         render_mode: str | None = None,
         video_dir: str = "",
     ):
+        settings, wrap = options.keywords("env_options", env_options), options.wrappers("wrappers", wrappers)
+        if wrap and backend == "envpool":
+            raise UsageError(f"--wrappers={wrappers}: wrappers are gymnasium's; --env_backend=gymnasium takes them")
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*precision lowered.*")
-                self.backend = resolve_backend(env_id, backend, allow_module)
+                self.backend = resolve_backend(env_id, "gymnasium" if wrap else backend, allow_module)
                 if self.backend == "envpool":
-                    self._backend = _EnvPool(env_id, num_envs, seed, threads)
+                    self._backend = _EnvPool(env_id, num_envs, seed, threads, settings)
                 else:
-                    self._backend = _Gymnasium(env_id, num_envs, seed, render_mode, video_dir)
+                    self._backend = _Gymnasium(env_id, num_envs, seed, settings, wrap, render_mode, video_dir)
         except (gym.error.Error, ImportError) as error:
             raise UsageError(f"--env={env_id}: {_first_line(error)}") from error
+        except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            if not settings or isinstance(error, UsageError):
+                raise
+            raise UsageError(f"--env_options={env_options}: {_first_line(error)}") from error
         self.num_envs = num_envs
         self.observation_space = self._backend.observation_space
         self.action_space = self._backend.action_space
@@ -204,22 +258,12 @@ class Envs:
         self._all_valid.flags.writeable = False
         self._episodes = Episodes([], [])
 
-    def reset(self) -> np.ndarray:
-        """Starts every environment; once, before the first step. Returns obs [B, ...]."""
+    def reset(self) -> dict[str, np.ndarray]:
+        """Starts every environment; once, before the first step. Returns obs [B, ...] each."""
         return self._backend.reset()
 
-    def try_out(self) -> None:
-        """One reset and one random step, so that an environment that cannot work fails before anything is built on it.
-
-        Raises:
-          UsageError: its step is of an older API.
-        """
-        self.action_space.seed(0)
-        self.reset()
-        self.step(np.stack([self.action_space.sample()] * self.num_envs))
-
-    def step(self, action: np.ndarray) -> Rows:
-        """Steps all environments with actions [B, ...] as the environment takes them."""
+    def step(self, action) -> Rows:
+        """Steps all environments with actions [B, ...], in the structure of the action space."""
         obs, reward, terminated, truncated = self._backend.step(action)
         self._quiet -= 1
         if self._quiet > 0 and not (terminated | truncated).any():
@@ -229,8 +273,10 @@ class Envs:
         valid = ~self._ended
         if self._cut.any():  # their step was one more of the episode cut before; now comes the reset
             ids = np.flatnonzero(self._cut)
-            obs = np.array(obs)
-            obs[ids] = self._backend.reset_at(ids)
+            fresh = self._backend.reset_at(ids)
+            obs = {name: np.array(x) for name, x in obs.items()}
+            for name, x in obs.items():
+                x[ids] = fresh[name]
         if self._ended.any():
             reward, terminated, truncated = np.where(valid, reward, 0.0), terminated & valid, truncated & valid
         truncated = truncated & ~terminated
@@ -262,6 +308,10 @@ class Envs:
         self._backend.close()
 
 
+def _leaves(obs) -> dict[str, np.ndarray]:
+    return {"observation": obs} if isinstance(obs, np.ndarray) else spaces.named(obs, "observation", encoders.TAKEN)
+
+
 def _finite(reward: np.ndarray) -> np.ndarray:
     return reward if np.isfinite(reward.sum()) else np.nan_to_num(reward, posinf=0.0, neginf=0.0)
 
@@ -289,6 +339,11 @@ def resolve_backend(env_id: str, backend: str, allow_module: bool) -> str:
         if not allow_module:
             raise UsageError(f"--env={env_id}: imports a module; pass --allow_env_module if you trust it")
         return "gymnasium"
+    if env_id.startswith("ALE/"):
+        try:
+            gym.register_envs(importlib.import_module("ale_py"))
+        except ImportError as error:
+            raise UsageError(f"--env={env_id}: ale-py is not installed; try: pip install 'trpo_tf[atari]'") from error
     in_envpool = envpool is not None and env_id in envpool.list_all_envs()
     if backend == "envpool":
         if envpool is None:

@@ -32,7 +32,8 @@ def evaluate(act, envs: Envs, episodes: int, progress=lambda done: None) -> Eval
     30,000 steps is counted as it stands; one that goes on for ever would never be.
 
     Args:
-      act: from obs [B, ...] to actions [B, ...] as the environment takes them.
+      act: from obs, [B, ...] each, and is_first [B] bool, where an episode begins with them, to actions [B, ...] as
+        the environment takes them.
       envs: fresh environments; at most `episodes` of them. Closed afterwards.
       episodes: E.
       progress: called with the number of episodes done, now and then.
@@ -41,10 +42,10 @@ def evaluate(act, envs: Envs, episodes: int, progress=lambda done: None) -> Eval
     quota = episodes // count + (np.arange(count) < episodes % count)
     returns, lengths = [[] for _ in range(count)], [[] for _ in range(count)]
     total, length = np.zeros(count), np.zeros(count, np.int64)
-    obs = envs.reset()
+    obs, is_first = envs.reset(), np.ones(count, bool)
     while any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
-        rows = envs.step(act(obs))
-        obs = rows.obs
+        rows = envs.step(act(obs, is_first))
+        obs, is_first = rows.obs, rows.mask == 0
         total += rows.reward
         length += rows.mask > 0
         for b in np.flatnonzero(rows.terminated | rows.truncated | (length >= _LONGEST)):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from trpo_tf.policy import encoders, spaces
 from trpo_tf.policy.actor import direct
 from trpo_tf.policy.policy import Policy
 from trpo_tf.run.checkpoint import sync_directory, write_file
@@ -22,14 +23,21 @@ class _Served(tf.Module):
     def __init__(self, policy: Policy):
         super().__init__(name="served")
         self.normalizer = policy.normalizer
-        self.policy_variables = [tf.Variable(v.value, name=v.path) for v in policy.network.model.trainable_variables]
-        self.value_variables = [
-            tf.Variable(v.value, name=v.path) for v in policy.value_network.model.trainable_variables
-        ]
+        self.policy_variables, self.policy_fixed = _copies(policy.network.model)
+        self.value_variables, self.value_fixed = _copies(policy.value_network.model)
+
+
+def _copies(model) -> tuple[list[tf.Variable], list[tf.Variable]]:
+    """Variables that are trained, and those that are not, with the model's values."""
+    kinds = model.trainable_variables, model.non_trainable_variables
+    return tuple([tf.Variable(v.value, name=v.path) for v in variables] for variables in kinds)
 
 
 def signatures(policy: Policy, served: _Served, reward_scale: float) -> dict[str, Any]:
-    """The four signatures as concrete functions; inputs and outputs are [batch, ...].
+    """The signatures as concrete functions; inputs and outputs are [batch, ...].
+
+    Observations are one input per leaf. Where networks have a memory, its states are inputs and outputs of the same
+    names, and `initial_state` gives those that an episode begins with.
 
     Args:
       policy: the structure; its parameters are not read.
@@ -38,57 +46,70 @@ def signatures(policy: Policy, served: _Served, reward_scale: float) -> dict[str
     """
     family, encoder = policy.family, policy.encoder
 
-    def outputs(observation):
-        features = served.normalizer(encoder(observation))
-        params = policy.network.call_with(served.policy_variables, features)
-        value = policy.value_network.call_with(served.value_variables, features)[:, 0] * reward_scale
-        return params, value, encoder.valid(observation)
-
-    def action(observation):
-        params, value, valid = outputs(observation)
-        return {"action": family.to_env(family(params).mode()), "value": value, "valid": valid}
-
-    def sample(observation, seed):
-        params, value, valid = outputs(observation)
-        raw_action = tf.map_fn(
-            lambda row: family(row[0][None]).sample(seed=row[1])[0],
-            (params, seed),
-            fn_output_signature=tf.TensorSpec(family.action_shape, family.action_dtype),
+    def outputs(obs):
+        """The family's parameters, and what every answer holds."""
+        features = encoder(obs)
+        if "vector" in features:
+            features["vector"] = served.normalizer(features["vector"])
+        rows = tf.shape(next(iter(obs.values())))[0]
+        features["is_first"] = tf.zeros([rows])
+        params, state, hidden = policy.network.call_with(
+            served.policy_variables, served.policy_fixed, features, return_all=True
         )
-        return {
-            "action": family.to_env(raw_action),
-            "raw_action": raw_action,
-            "log_prob": family(params).log_prob(raw_action),
-            "value": value,
-            "valid": valid,
-        }
+        after = {"policy_state": state}
+        value, after["value_state"], _ = policy.value_network.call_with(
+            served.value_variables,
+            served.value_fixed,
+            {"vector": hidden} if policy.shared else features,
+            return_all=True,
+        )
+        answer = {"value": value[:, 0] * reward_scale, "valid": encoder.valid(obs)}
+        return policy.masked(params, features), answer | {name: after[name] for name in policy.states}
 
-    def evaluate(observation, raw_action):
-        params, value, valid = outputs(observation)
-        distribution = family(params)
+    def action(**obs):
+        params, answer = outputs(obs)
+        return family.named(family.mode(params)) | answer
+
+    def sample(*, seed, **obs):
+        params, answer = outputs(obs)
+        noise = tf.map_fn(
+            lambda key: family.noise([], key), seed, fn_output_signature=tf.TensorSpec([family.noise_size], tf.float32)
+        )
+        raw_action = family.draw(params, noise)
+        log_prob = family.log_prob(params, raw_action)
+        return family.named(raw_action) | {"raw_action": raw_action, "log_prob": log_prob} | answer
+
+    def evaluate(*, raw_action, **obs):
+        params, answer = outputs(obs)
         known, usable = family.bound(raw_action)
-        return {
-            "log_prob": distribution.log_prob(known),
-            "entropy": distribution.entropy(),
-            "value": value,
-            "valid": valid & usable,
-        }
+        answer["valid"] &= usable
+        return {"log_prob": family.log_prob(params, known), "entropy": family.entropy(params)} | answer
 
-    def distribution(observation):
-        params, _, valid = outputs(observation)
-        return family.describe(params) | {"valid": valid}
+    def distribution(**obs):
+        params, answer = outputs(obs)
+        del answer["value"]
+        return family.describe(params) | answer
 
-    observation = tf.TensorSpec([None, *encoder.shape], encoder.dtype, "observation")
+    def initial_state(*, batch):
+        rows = tf.shape(batch)[0]
+        states = {name: tf.zeros([rows, size]) for name, size in policy.states.items()}
+        return states | {"valid": tf.ones([rows], tf.bool)}  # REST drops the name of an output that stands alone
+
+    obs = {name: tf.TensorSpec([None, *leaf.shape], leaf.dtype, name) for name, leaf in encoder.leaves.items()}
+    obs |= {name: tf.TensorSpec([None, size], tf.float32, name) for name, size in policy.states.items()}
     seed = tf.TensorSpec([None, 2], tf.int32, "seed")
-    raw_action = tf.TensorSpec([None, *family.action_shape], family.action_dtype, "raw_action")
+    raw_action = tf.TensorSpec([None, family.action_size], tf.float32, "raw_action")
+    wanted = {
+        "serving_default": (action, obs),
+        "sample": (sample, obs | {"seed": seed}),
+        "evaluate": (evaluate, obs | {"raw_action": raw_action}),
+        "distribution": (distribution, obs),
+    }
+    if policy.states:
+        wanted["initial_state"] = initial_state, {"batch": tf.TensorSpec([None], tf.int32, "batch")}
     return {
-        name: tf.function(function, autograph=False).get_concrete_function(*specs)
-        for name, function, specs in (
-            ("serving_default", action, [observation]),
-            ("sample", sample, [observation, seed]),
-            ("evaluate", evaluate, [observation, raw_action]),
-            ("distribution", distribution, [observation]),
-        )
+        name: tf.function(function, autograph=False).get_concrete_function(**specs)
+        for name, (function, specs) in wanted.items()
     }
 
 
@@ -111,7 +132,8 @@ def save(policy: Policy, reward_scale: float, metadata: dict[str, Any], export_d
         tf.saved_model.save(served, str(temporary), signatures=functions)
         described = {name: _describe(function) for name, function in functions.items()}
         (temporary / _METADATA).parent.mkdir()
-        write_file(temporary / _METADATA, json.dumps(metadata | {"signatures": described}, indent=1).encode())
+        described = {"signatures": described, "action": policy.family.structure()}
+        write_file(temporary / _METADATA, json.dumps(metadata | described, indent=1).encode())
         for path in temporary.rglob("*"):
             if path.is_dir():
                 sync_directory(path)
@@ -150,14 +172,8 @@ def _describe(function) -> dict[str, dict[str, Any]]:
             for name, spec in specs.items()
         }
 
-    return {
-        "inputs": tensors(function.structured_input_signature[1] or _positional(function)),
-        "outputs": tensors(function.structured_outputs),
-    }
-
-
-def _positional(function) -> dict[str, tf.TensorSpec]:
-    return {spec.name: spec for spec in function.structured_input_signature[0]}
+    inputs = function.structured_input_signature[1]
+    return {"inputs": tensors(inputs), "outputs": tensors(function.structured_outputs)}
 
 
 class LoadedPolicy:
@@ -176,33 +192,66 @@ class LoadedPolicy:
         metadata = self.path / _METADATA
         self.metadata = json.loads(metadata.read_text(encoding="utf-8")) if metadata.exists() else {}
         self._functions = {name: direct(function) for name, function in self._model.signatures.items()}
-        spec = self._model.signatures["serving_default"].structured_input_signature[1]["observation"]
-        self._rank, self._dtype = spec.shape.rank, spec.dtype.as_numpy_dtype
+        self._states = [name for name in self._inputs("serving_default") if name in ("policy_state", "value_state")]
 
-    def action(self, obs) -> np.ndarray:
-        """The deterministic action, as the environment's step takes it. obs: [...] or [N, ...]."""
-        return self._answer("serving_default", obs)["action"]
+    def _inputs(self, signature: str) -> dict[str, tf.TensorSpec]:
+        return self._model.signatures[signature].structured_input_signature[1]
 
-    def sample(self, obs, seed) -> np.ndarray:
+    def action(self, obs, **states):
+        """The deterministic action, as the environment's step takes it. obs: as it gives them, [...] or [N, ...]."""
+        return self._action(self.predict(obs, **states))
+
+    def sample(self, obs, seed, **states):
         """A drawn action, as the environment's step takes it. obs: [...] or [N, ...]; seed: [2] or [N, 2] int."""
-        return self._answer("sample", obs, seed=seed)["action"]
+        return self._action(self.predict(obs, "sample", seed=seed, **states))
 
     def predict(self, obs, signature: str = "serving_default", **inputs) -> dict[str, np.ndarray]:
-        """All outputs of a signature. obs: [...] or [N, ...]; the other inputs likewise."""
-        return self._answer(signature, obs, **inputs)
+        """All outputs of a signature.
 
-    def _answer(self, signature: str, obs, **inputs) -> dict[str, np.ndarray]:
-        obs = np.asarray(obs, self._dtype)
-        single = obs.ndim == self._rank - 1
-        function = self._model.signatures[signature]
-        specs = function.structured_input_signature[1]
-        given = {"observation": obs} | inputs
+        Args:
+          obs: as the environment gives them, or one entry for each input; [...] or [N, ...].
+          inputs: the others, likewise; of a policy with memory the states, which the answer has as they are afterwards.
+
+        Raises:
+          TypeError: these are not the signature's inputs.
+        """
+        specs = self._inputs(signature)
+        given = spaces.named(obs, "observation", encoders.TAKEN) | inputs
         if given.keys() != specs.keys():
             raise TypeError(f"{signature} takes {', '.join(sorted(specs))}, not {', '.join(sorted(given))}")
-        arrays = [np.asarray(given[name], specs[name].dtype.as_numpy_dtype) for name in sorted(specs)]
-        outputs = self._functions[signature](*(tf.constant(array[None] if single else array) for array in arrays))
-        names = sorted(function.structured_outputs)
+        arrays = {name: np.asarray(given[name], specs[name].dtype.as_numpy_dtype) for name in sorted(specs)}
+        single = any(array.ndim < specs[name].shape.rank for name, array in arrays.items())
+        outputs = self._functions[signature](*(tf.constant(x[None] if single else x) for x in arrays.values()))
+        names = sorted(self._model.signatures[signature].structured_outputs)
         return {name: value.numpy()[0 if single else ...] for name, value in zip(names, outputs, strict=True)}
+
+    def initial_state(self, rows: int | None = None) -> dict[str, np.ndarray]:
+        """The states that an episode begins with, [S] or [rows, S]; none without memory."""
+        specs = self._inputs("serving_default")
+        batch = () if rows is None else (rows,)
+        return {name: np.zeros((*batch, specs[name].shape[1]), np.float32) for name in self._states}
+
+    def player(self, seeds=None):
+        """A function act(obs, is_first) -> actions as the environment takes them, that keeps the states in between.
+
+        Args:
+          seeds: called with the number of rows for the seeds [N, 2] of the draws; without it the mode is played.
+        """
+        states = {}
+
+        def act(obs, is_first: np.ndarray):
+            rows = len(is_first)
+            for name, start in self.initial_state(rows).items():
+                states[name] = np.where(is_first[:, None], start, states.get(name, start))
+            drawn = () if seeds is None else ("sample",)
+            answer = self.predict(obs, *drawn, **({"seed": seeds(rows)} if drawn else {}), **states)
+            states.update({name: answer[name] for name in states})
+            return self._action(answer)
+
+        return act
+
+    def _action(self, answer: dict[str, np.ndarray]):
+        return spaces.rebuild(self.metadata.get("action", "action"), answer.__getitem__)
 
 
 def _newest_version(directory: Path) -> Path:

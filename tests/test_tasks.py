@@ -1,0 +1,38 @@
+"""Tasks of every kind of action are solved to their known optimum."""
+
+import pytest
+
+from tests.tasks import STEPS
+from trpo_tf.config import Config
+from trpo_tf.trainer import Agent
+
+# Name: the share of the optimum that is asked for, and the settings.
+TASKS = {
+    "MaskedInObservation": (0.9, {}),
+    "MaskedInInfo": (0.9, {}),
+    "Choices": (0.99, {}),
+    "Bits": (0.99, {}),
+    "Hybrid": (0.95, {"total_steps": 80_000}),
+}
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_the_task_is_solved(name):
+    share, changes = TASKS[name]
+    config = Config(
+        env=f"tests.tasks:{name}-v0",
+        allow_env_module=True,
+        num_envs=32,
+        steps_per_update=1024,
+        gamma=0.0,
+        gae_lambda=0.0,
+        max_step=1e9,
+        hidden_sizes=(32,),
+        **{"total_steps": 40_000, "max_kl": 0.05} | changes,
+    )
+    agent = Agent(config)
+    agent.start()
+    while agent.env_steps < config.total_steps:
+        agent.step()
+    agent.collector.close()
+    assert agent.evaluate(200).returns.mean() > share * STEPS
