@@ -50,7 +50,7 @@ class MaskedInObservation(_Bandit):
 
 
 class MaskedInInfo(MaskedInObservation):
-    """The same with the mask in `info`, as Taxi-v3 has it."""
+    """The same with the mask in `info`, as gymnasium's Taxi has it, and not at an episode's end."""
 
     observation_space = gym.spaces.Box(0, 1, (4,))
 
@@ -62,7 +62,7 @@ class MaskedInInfo(MaskedInObservation):
         return obs["price"], *rest
 
     def _info(self):
-        return {MASK: self._obs[MASK]}
+        return {MASK: self._obs[MASK]} if self._count < STEPS else {}
 
 
 class Choices(_Bandit):

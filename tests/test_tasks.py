@@ -16,6 +16,7 @@ TASKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(TASKS))
 def test_the_task_is_solved(name):
     share, changes = TASKS[name]

@@ -65,13 +65,15 @@ def evaluate(config: EvaluateConfig | None = None, progress=lambda done: None, *
         raise UsageError("--render and --video exclude each other: name one")
     trained_on, flags, spaces, act = (_saved_model_actor if config.saved_model else _checkpoint_actor)(config)
     env_id = config.env or trained_on
-    made = {name: flags.get(name, "") for name in ("env_options", "wrappers")} if env_id == trained_on else {}
+    known = flags if env_id == trained_on else {}
+    made = {name: known.get(name, "") for name in ("env_options", "wrappers")}
+    backend = known.get("env_backend", "auto") if config.env_backend == "auto" else config.env_backend
     watched = config.render or config.video
     envs = Envs(
         env_id,
         1 if watched else env_count(config.episodes),
         derive_seed(config.seed),
-        "gymnasium" if watched else config.env_backend,
+        "gymnasium" if watched else backend,
         allow_module=config.allow_env_module,
         **made,
         render_mode="human" if config.render else "rgb_array" if config.video else None,

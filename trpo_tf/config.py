@@ -16,6 +16,11 @@ class UsageError(ValueError):
     """A request that cannot be carried out as stated; the message names the flag, the value and what is allowed."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _field(default, group: str, text: str, low=None, high=None, choices=None, above=None, below=None):
     """A hyperparameter. low and high are inclusive bounds, above and below exclusive ones."""
     return dataclasses.field(

@@ -209,6 +209,27 @@ def test_a_value_fit_beside_what_follows_changes_no_bit(tiny, chunk):
     assert run(0) == run(0.3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"network": "gru", "sequence_length": 16},
+        {"network": "lstm", "sequence_length": 4, "share_torso": True},
+        {"action_distribution": "beta", "layer_norm": True, "env": "Pendulum-v1"},
+    ],
+)
+def test_other_networks_and_distributions_are_compiled_too(tiny, settings):
+    agent = Agent(tiny(**settings))
+    assert agent.policy.compiled
+    agent.start()
+    for _ in range(3):
+        row, fit = agent.step()
+        assert row["policy/reason"] == "accepted"
+        assert row["policy/max_ratio_error"] < 1e-4
+        fit.result()
+    agent.collector.close()
+
+
 def test_a_value_fit_that_fails_ends_the_next_update(tiny):
     agent = Agent(tiny())
     agent.start()

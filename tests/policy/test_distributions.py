@@ -192,6 +192,13 @@ def test_a_product_is_the_sum_of_its_parts_and_its_fisher_block_diagonal():
     np.testing.assert_allclose(family.log_prob(params, action), [expected])
 
 
+def test_parts_of_an_action_have_names_of_their_own():
+    family = make(gym.spaces.Dict({"x": gym.spaces.Discrete(3), "action_x": gym.spaces.Discrete(4)}))
+    assert family.structure() == {"action_x": "action_x", "x": "action_x_"}
+    named = family.named(tf.constant([[3.0, 1.0]]))
+    assert {name: int(value[0]) for name, value in named.items()} == {"action_x": 3, "action_x_": 1}
+
+
 MASKS = {
     "discrete": [1, 0, 1, 0],
     "multi_discrete": [1, 0, 0, 1, 1, 0, 0, 1, 0],

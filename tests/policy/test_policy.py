@@ -218,6 +218,46 @@ def test_masks_of_the_observation_reach_the_choices():
     assert (tf.nn.softmax(params).numpy()[obs["action_mask"] == 0] == 0).all()
 
 
+MASK_SPACES = {
+    "multi_discrete": gym.spaces.MultiDiscrete([2] * 4),
+    "picture": gym.spaces.Box(0, 1, (16, 16), np.uint8),
+    "parts": gym.spaces.Tuple([gym.spaces.Discrete(2)] * 4),
+    "bools": gym.spaces.Box(0, 1, (2, 2), bool),
+}
+
+
+@pytest.mark.parametrize("kind", list(MASK_SPACES))
+def test_a_mask_is_numbers_whatever_its_space(kind):
+    mask = MASK_SPACES[kind]
+    count = 256 if kind == "picture" else 4
+    space = gym.spaces.Dict({"x": gym.spaces.Box(-1, 1, (3,)), "action_mask": mask})
+    policy = make(space, gym.spaces.Discrete(count))
+    obs = sampled(space, 50)
+    given = {name: x.astype(policy.specs[name][1]) for name, x in obs.items()}
+    features = policy.preprocess(given)
+    params = policy.params(policy.network.theta(), features)
+    allowed = features["action_mask"].numpy() != 0
+    assert allowed.shape == (50, count)
+    some = allowed.any(1)
+    assert some.sum() > 40
+    np.testing.assert_array_equal(params.numpy()[some] > -1e8, allowed[some])
+    np.testing.assert_array_equal(policy.encoder.array(given)["action_mask"], features["action_mask"])
+
+
+def test_names_that_mean_something_else_are_not_given():
+    picture = gym.spaces.Box(0, 255, (16, 16), np.uint8)
+    space = gym.spaces.Dict({"vector": picture, "global": gym.spaces.Box(-1, 1, (2,)), "action_mask": picture})
+    policy = make(space)  # a Box of actions: nothing to be masked
+    assert set(policy.specs) == {"observation_vector", "observation_global", "action_mask"}
+    given = {name: x.astype(policy.specs[name][1]) for name, x in sampled(space).items()}
+    assert np.isfinite(policy.act(given, tf.zeros([6, 2]))[0]).all()
+
+
+def test_an_observation_of_nothing_is_named():
+    with pytest.raises(UsageError, match="nothing to be seen"):
+        make(gym.spaces.Dict({"action_mask": gym.spaces.MultiBinary(4)}), gym.spaces.Discrete(4))
+
+
 def test_a_mask_of_another_size_is_named_and_without_choices_it_is_an_observation():
     space = gym.spaces.Dict({"x": gym.spaces.Box(-1, 1, (3,)), "action_mask": gym.spaces.MultiBinary(4)})
     with pytest.raises(UsageError, match=r"action_mask has 4 entries.* 5 choices"):
@@ -227,6 +267,13 @@ def test_a_mask_of_another_size_is_named_and_without_choices_it_is_an_observatio
 
 def dense(outputs, *layers):
     return keras.Sequential([*layers, keras.layers.Dense(outputs)])
+
+
+def twins():
+    """A policy and a value network on one layer."""
+    x = keras.Input((3,))
+    hidden = keras.layers.Dense(4)(x)
+    return keras.Model(x, keras.layers.Dense(2)(hidden)), keras.Model(x, keras.layers.Dense(1)(hidden))
 
 
 def test_models_of_the_users_act_and_estimate():
@@ -244,11 +291,14 @@ def test_models_of_the_users_act_and_estimate():
 @pytest.mark.parametrize(
     ("networks", "message"),
     [
+        ((keras.Model(x := keras.Input((3,)), [x, x]), None), "policy_network does not make a tensor of"),
+        ((dense(2, keras.layers.Reshape((3, 1)), keras.layers.LSTM(2)), None), "--fisher_product=reverse can"),
+        (twins(), "share variables"),
         ((dense(3), None), r"policy_network gives \(3,\) numbers for an observation; 2 are needed"),
         ((None, dense(2)), r"value_network gives \(2,\) numbers for an observation; 1 are needed"),
         (
             (keras.Sequential([keras.layers.Input((9,)), keras.layers.Dense(2)]), None),
-            "policy_network does not take .*3",
+            "policy_network does not make a tensor of .*3",
         ),
     ],
 )

@@ -43,6 +43,7 @@ def test_wrappers_are_gymnasiums_innermost_first():
         ("TimeLimit(x)", "not understood"),
         ("os.system('x')", "not understood"),
         ("vector", "gymnasium.wrappers has no vector"),
+        ("JaxToTorch", "--wrappers=JaxToTorch: JaxToTorch: "),
     ],
 )
 def test_wrappers_that_are_not_there_are_named(text, message):
@@ -69,8 +70,9 @@ def test_options_reach_the_constructor_and_wrong_ones_are_named(backend):
     envs = Envs("Hopper-v5", 1, 0, backend, env_options="healthy_reward=100.0")
     envs.reset()
     assert envs.step(np.zeros((1, 3), np.float32)).reward[0] > 99
-    with pytest.raises(UsageError, match=r"--env_options=no_such=1: "):
-        Envs("Hopper-v5", 1, 0, backend, env_options="no_such=1")
+    for wrong in ("no_such=1", "num_envs=3", "batch_size=1"):
+        with pytest.raises(UsageError, match=f"--env_options={wrong}: "):
+            Envs("Hopper-v5", 1, 0, backend, env_options=wrong)
 
 
 def test_a_mask_in_info_becomes_a_part_of_the_observation():

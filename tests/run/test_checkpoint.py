@@ -55,10 +55,10 @@ def test_leftovers_of_a_killed_save_are_removed(tmp_path):
 
 def test_another_format_is_refused_not_passed_over(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, some(1), keep=2)
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
     checkpoint.save(tmp_path, some(2), keep=2)
-    monkeypatch.setattr(checkpoint, "FORMAT", 1)
-    with pytest.raises(checkpoint.FormatError, match="format 2, this version reads 1"):
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    with pytest.raises(checkpoint.FormatError, match="format 3, this version reads 2"):
         checkpoint.newest(tmp_path)
 
 

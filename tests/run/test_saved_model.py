@@ -61,7 +61,13 @@ assert "trpo_tf" not in sys.modules
 """
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+SLOWER = ("rescaled", "matrix", "squashed", "memory", "discrete")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name in SLOWER else ()) for name in CASES],
+)
 def exported(request, tmp_path_factory):
     """A policy with random weights, 50 observations with states by name, its SavedModel."""
     name, action, changes = CASES[request.param]
@@ -197,6 +203,9 @@ def test_answers_are_finite_and_marked_for_any_request(exported):
             x[3], expected[:3] = 3e38, False
         elif x.dtype == np.int64:
             x[0], x[2], expected[[0, 2]] = -(2**40), 2**40, False
+    for x in states.values():
+        x[0, 0], x[2, 1], x[3] = np.nan, np.inf, 3e38
+        expected[[0, 2, 3]] = False
     answer = loaded.predict(obs, **states)
     assert answer["valid"].tolist() == expected.tolist()
     for name, x in (answer | loaded.predict(obs, "sample", seed=np.zeros((4, 2)), **states)).items():
@@ -212,6 +221,18 @@ def test_inputs_that_a_signature_does_not_take_are_named(exported):
         policy.predict(obs, seed=np.zeros((50, 2)), **states)
     with pytest.raises(TypeError, match=f"sample takes {', '.join(sorted([*given, 'seed']))}, not {taken}"):
         policy.predict(obs, "sample", **states)
+
+
+def test_arrays_of_another_shape_are_named(exported):
+    live, given, path = exported
+    policy = saved_model.LoadedPolicy(path)
+    obs, states = split(live, given)
+    name, x = next(iter(obs.items()))
+    wrong = x[..., None].repeat(2, -1)
+    with pytest.raises(ValueError, match=f"{name} has shape"):
+        policy.predict(obs | {name: wrong}, **states)
+    with pytest.raises(ValueError, match="seed has shape"):
+        policy.sample(obs, np.zeros(2), **states)
 
 
 def test_one_bad_action_does_not_fail_its_batch(exported):

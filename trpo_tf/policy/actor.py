@@ -80,8 +80,7 @@ class Actor:
         x = policy.normalizer(features["vector"], self._constants, np)
         for layer in self._layers:
             x = layer(x)
-        mask = features.get(encoders.MASK)
-        return x if mask is None else policy.family.masked(x, mask, np)
+        return policy.family.masked(x, features[encoders.MASK], np) if policy.encoder.masks else x
 
     def player(self, noise=None):
         """A function act(obs, is_first) -> actions as the environment takes them, that keeps the states in between.

@@ -416,8 +416,14 @@ class Family:
 
     def structure(self):
         """The action space as nested dicts and tuples of names: `action`, or action_<part>."""
-        names = iter(name if name.startswith("action") else f"action_{name}" for name in self.parts)
-        return spaces.rebuild(self._space, lambda _: next(names))
+        names = []
+        for part in self.parts:
+            name = part if part.startswith("action") else f"action_{part}"
+            while name in names:
+                name += "_"
+            names.append(name)
+        remaining = iter(names)
+        return spaces.rebuild(self._space, lambda _: next(remaining))
 
     def describe(self, params: tf.Tensor) -> dict[str, tf.Tensor]:
         """The parameters by name; with several parts, <part>_<name>."""

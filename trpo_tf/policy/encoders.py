@@ -17,7 +17,14 @@ from trpo_tf.config import UsageError
 from trpo_tf.policy import spaces
 
 MASK = "action_mask"  # the leaf that says which choices an action may take
-TAKEN = ("seed", "raw_action", "is_first", "policy_state", "value_state")  # names of other inputs
+TAKEN = (
+    "seed",
+    "raw_action",
+    "vector",
+    "is_first",
+    "policy_state",
+    "value_state",
+)  # names of other inputs and features
 _IMAGE_SIDE = 16  # uint8 arrays with smaller sides are numbers, not pictures
 
 
@@ -107,15 +114,18 @@ class Encoder:
 
     def __init__(self, space: gym.Space, mask_size: int = 0, images: bool = True):
         parts = spaces.named(spaces.nested(space), "observation", TAKEN)
-        self.leaves = {name: _leaf(part, space, images) for name, part in parts.items()}
-        masks = [name for name in parts if name == MASK or name.startswith(f"{MASK}_")] if mask_size else []
-        size = sum(int(np.prod(self.leaves[name].shape)) for name in masks)
-        if masks and size != mask_size:
+        self.masks = [name for name in parts if name == MASK or name.startswith(f"{MASK}_")] if mask_size else []
+        self.leaves = {
+            name: Numbers(part) if name in self.masks else _leaf(part, space, images) for name, part in parts.items()
+        }
+        size = sum(self.leaves[name].size for name in self.masks)
+        if self.masks and size != mask_size:
             raise UsageError(f"{MASK} has {size} entries in {space}; the actions have {mask_size} choices")
-        self._masks = masks
-        features = {name: leaf for name, leaf in self.leaves.items() if name not in masks}
-        self.images = {name: leaf.shape for name, leaf in features.items() if not leaf.size}
+        features = {name: leaf for name, leaf in self.leaves.items() if name not in self.masks}
+        self.images = {name: leaf.shape for name, leaf in features.items() if isinstance(leaf, Image)}
         self.vectors = {name: leaf for name, leaf in features.items() if leaf.size}
+        if not (self.images or self.vectors):
+            raise UsageError(f"observation space {space} holds nothing to be seen")
         self.size = sum(leaf.size for leaf in self.vectors.values())
         flags = [np.full(leaf.size, leaf.normalized) for leaf in self.vectors.values()]
         self.normalized = np.concatenate([*flags, np.zeros(0, bool)])
@@ -131,7 +141,7 @@ class Encoder:
     def _features(self, obs, encode, join):
         features = {name: x for name, x in obs.items() if name not in self.leaves}
         features |= {name: encode(self.leaves[name], obs[name]) for name in self.images}
-        for kind, names in (("vector", self.vectors), (MASK, self._masks)):
+        for kind, names in (("vector", self.vectors), (MASK, self.masks)):
             parts = [encode(self.leaves[name], obs[name]) for name in names]
             if parts:
                 features[kind] = parts[0] if len(parts) == 1 else join(parts)

@@ -116,7 +116,7 @@ class Foreign(keras.Model):
 
     def chain(self) -> list[keras.layers.Layer] | None:
         """As Network.chain."""
-        sequential = isinstance(self.model, keras.Sequential) and not self._images
+        sequential = type(self.model) is keras.Sequential and not self._images
         return [*self.model.layers, *self.head] if sequential else None
 
 
@@ -175,13 +175,15 @@ def _convolutions(shape: tuple[int, ...], config: Config, seed: int, name: str) 
 
 
 class ChannelsLast(keras.layers.Layer):
-    """Images [N, ...] as [N, height, width, channels]; the two longest axes are the sides, all others are channels."""
+    """Images [N, ...] as [N, height, width, channels]; the sides are two equal axes, or the longest two."""
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__(name="channels_last")
         sides = sorted(np.argsort(shape, kind="stable")[-2:].tolist())
-        if len(shape) == 3 and len(set(shape)) == 1:
+        if len(shape) == 3 and shape[0] == shape[1]:
             sides = [0, 1]
+        elif len(shape) == 3 and shape[1] == shape[2]:
+            sides = [1, 2]
         rest = [axis for axis in range(len(shape)) if axis not in sides]
         self._order = [0, *(axis + 1 for axis in (*sides, *rest))]
         self.shape = (shape[sides[0]], shape[sides[1]], int(np.prod([shape[axis] for axis in rest])))

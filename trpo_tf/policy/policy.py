@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trpo_tf.config import Config, UsageError
+from trpo_tf.config import Config, UsageError, first_line
 from trpo_tf.policy import distributions, encoders, networks, normalizer
 
 
@@ -71,6 +71,10 @@ class Policy(tf.Module):
             self.specs |= {name: (shape, np.dtype(np.float32)) for name, shape in widths.items()}
         self._make_weights(policy, value)
         self.network, self.value_network = networks.FlatNetwork(policy), networks.FlatNetwork(value)
+        if {id(v) for v in policy.variables} & {id(v) for v in value.variables}:
+            raise UsageError("policy_network and value_network share variables; --share_torso is the way to share")
+        if policy_network is not None and config.fisher_product == "forward":
+            self._try_forward_mode()
 
     def _make_weights(self, policy: keras.Model, value: keras.Model) -> None:
         """Calls both models with two rows of zeros.
@@ -87,12 +91,36 @@ class Policy(tf.Module):
             if isinstance(model, networks.Foreign):
                 try:
                     shape = tuple(model.model(model.inputs_of(features), training=False).shape)
-                except (ArithmeticError, LookupError, TypeError, ValueError, tf.errors.OpError) as error:
+                except (
+                    ArithmeticError,
+                    AttributeError,
+                    LookupError,
+                    TypeError,
+                    ValueError,
+                    tf.errors.OpError,
+                ) as error:
                     shapes = {key: tuple(x.shape[1:]) for key, x in features.items()}
-                    raise UsageError(f"{name} does not take {shapes}: {str(error).splitlines()[0]}") from error
+                    raise UsageError(f"{name} does not make a tensor of {shapes}: {first_line(error)}") from error
                 if shape != (2, outputs):
                     raise UsageError(f"{name} gives {shape[1:]} numbers for an observation; {outputs} are needed")
             model(given)
+
+    def _try_forward_mode(self) -> None:
+        """Raises UsageError where a model of the user's is one that forward mode cannot pass."""
+        features = self.preprocess({name: tf.zeros([2, *shape], dtype) for name, (shape, dtype) in self.specs.items()})
+
+        def tangent(theta):
+            with tf.autodiff.ForwardAccumulator(theta, theta) as accumulator:
+                params = self.network(theta, features)
+            return accumulator.jvp(params)
+
+        try:
+            tf.function(tangent, autograph=False).get_concrete_function(self.network.theta())
+        except (LookupError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"policy_network has layers that forward mode cannot pass; --fisher_product=reverse can: "
+                f"{first_line(error)}"
+            ) from error
 
     @property
     def compiled(self) -> bool:
@@ -115,8 +143,7 @@ class Policy(tf.Module):
 
     def masked(self, params: tf.Tensor, features: dict) -> tf.Tensor:
         """params [N, K], those of the features' action_mask taken away."""
-        mask = features.get(encoders.MASK)
-        return params if mask is None else self.family.masked(params, mask)
+        return self.family.masked(params, features[encoders.MASK]) if self.encoder.masks else params
 
     def value_features(self, features: dict) -> dict[str, tf.Tensor]:
         """What the value network takes: features, or with a shared torso what that makes of them, row by row."""

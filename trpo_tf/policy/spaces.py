@@ -3,6 +3,7 @@
 A space that is no Dict or Tuple is one leaf. Of a nested one, the leaf at a["Left arm"][0] is called left_arm_0.
 """
 
+import keyword
 import re
 
 import gymnasium as gym
@@ -30,7 +31,7 @@ def named(value, whole: str, taken: tuple[str, ...] = ()) -> dict:
     leaves = {}
     for path, leaf in _paths(value):
         name = re.sub(r"[^a-z0-9_]", "_", "_".join(map(str, path)).lower())
-        if not name[:1].isalpha() or name in taken:
+        if not name[:1].isalpha() or name in taken or keyword.iskeyword(name):  # names become parameters
             name = f"{whole}_{name}"
         while name in leaves:
             name += "_"

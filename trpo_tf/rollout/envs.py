@@ -13,7 +13,7 @@ from typing import NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from trpo_tf.config import UsageError
+from trpo_tf.config import UsageError, first_line
 from trpo_tf.policy import encoders, spaces
 from trpo_tf.rollout import options
 
@@ -21,6 +21,13 @@ try:
     import envpool
 except ImportError:  # not Linux, or left out on purpose: gymnasium serves
     envpool = None
+
+
+# Options that decide how environments are driven, or that flags of their own set.
+_OURS = {
+    "batch_size", "env_type", "max_num_players", "num_envs", "num_threads", "render_mode", "seed",
+    "thread_affinity_offset",
+}  # fmt: skip
 
 
 class Rows(NamedTuple):
@@ -182,12 +189,12 @@ class _MaskFromInfo(gym.Wrapper):
     def _joined(self, obs, info):
         return (obs if isinstance(obs, dict) else {"observation": obs}) | {encoders.MASK: self._flat(info)}
 
-    @staticmethod
-    def _flat(info) -> np.ndarray:
-        mask = info[encoders.MASK]
-        return np.concatenate([np.ravel(part) for part in (mask if isinstance(mask, tuple) else (mask,))]).astype(
-            np.int8
-        )
+    def _flat(self, info) -> np.ndarray:
+        """The mask, all its parts one after the other; ones where an episode's last info has none."""
+        if encoders.MASK not in info:
+            return np.ones(self.observation_space[encoders.MASK].shape, np.int8)
+        parts = spaces.named(info[encoders.MASK], encoders.MASK).values()
+        return np.concatenate([np.ravel(part) != 0 for part in parts]).astype(np.int8)
 
 
 class Envs:
@@ -226,6 +233,10 @@ class Envs:
         video_dir: str = "",
     ):
         settings, wrap = options.keywords("env_options", env_options), options.wrappers("wrappers", wrappers)
+        if _OURS & settings.keys():
+            raise UsageError(
+                f"--env_options={env_options}: {', '.join(sorted(_OURS & settings.keys()))} is not to be set"
+            )
         if wrap and backend == "envpool":
             raise UsageError(f"--wrappers={wrappers}: wrappers are gymnasium's; --env_backend=gymnasium takes them")
         try:
@@ -237,11 +248,13 @@ class Envs:
                 else:
                     self._backend = _Gymnasium(env_id, num_envs, seed, settings, wrap, render_mode, video_dir)
         except (gym.error.Error, ImportError) as error:
-            raise UsageError(f"--env={env_id}: {_first_line(error)}") from error
+            raise UsageError(f"--env={env_id}: {first_line(error)}") from error
         except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
             if not settings or isinstance(error, UsageError):
                 raise
-            raise UsageError(f"--env_options={env_options}: {_first_line(error)}") from error
+            theirs = "; those of EnvPool are not gymnasium's, which --env_backend=gymnasium takes"
+            hint = theirs if self.backend == "envpool" else ""
+            raise UsageError(f"--env_options={env_options}: {first_line(error)}{hint}") from error
         self.num_envs = num_envs
         self.observation_space = self._backend.observation_space
         self.action_space = self._backend.action_space
@@ -367,7 +380,3 @@ def _nearest(env_id: str, known) -> str:
         return f"; its newest version is {max(versions)[1]}"
     near = difflib.get_close_matches(env_id, sorted(set(known)), n=3)
     return f"; near it: {', '.join(near)}" if near else ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

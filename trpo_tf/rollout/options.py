@@ -5,7 +5,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from trpo_tf.config import UsageError
+from trpo_tf.config import UsageError, first_line
 
 
 def keywords(flag: str, text: str) -> dict[str, Any]:
@@ -31,7 +31,10 @@ def wrappers(flag: str, text: str) -> list:
 
 def _wrapper(flag: str, part: str, text: str):
     name, positional, named = _call(flag, part if part.endswith(")") else f"{part}()", text)
-    kind = getattr(gym.wrappers, name, None)
+    try:
+        kind = getattr(gym.wrappers, name, None)  # some are imported when they are asked for
+    except (ImportError, gym.error.Error) as error:
+        raise UsageError(f"--{flag}={text}: {name}: {first_line(error)}") from error
     if not (isinstance(kind, type) and issubclass(kind, gym.Wrapper)):
         raise UsageError(f"--{flag}={text}: gymnasium.wrappers has no {name}")
 
@@ -39,7 +42,7 @@ def _wrapper(flag: str, part: str, text: str):
         try:
             return kind(env, *positional, **named)
         except (AssertionError, AttributeError, TypeError, ValueError, gym.error.Error) as error:
-            raise UsageError(f"--{flag}={text}: {name}: {str(error).splitlines()[0]}") from error
+            raise UsageError(f"--{flag}={text}: {name}: {first_line(error)}") from error
 
     return wrap
 

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from trpo_tf.config import UsageError
 
-FORMAT = 1
+FORMAT = 2
 _ARRAYS, _MANIFEST = "state.safetensors", "manifest.json"
 
 

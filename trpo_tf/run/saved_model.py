@@ -14,6 +14,7 @@ from trpo_tf.policy.actor import direct
 from trpo_tf.policy.policy import Policy
 from trpo_tf.run.checkpoint import sync_directory, write_file
 
+_BOUND = 1e6  # of states that a request brings
 _METADATA = Path("assets.extra") / "policy.json"
 
 
@@ -48,6 +49,11 @@ def signatures(policy: Policy, served: _Served, reward_scale: float) -> dict[str
 
     def outputs(obs):
         """The family's parameters, and what every answer holds."""
+        valid = encoder.valid(obs)
+        for name in policy.states:
+            known = tf.where(tf.math.is_nan(obs[name]), 0.0, tf.clip_by_value(obs[name], -_BOUND, _BOUND))
+            valid &= tf.reduce_all(known == obs[name], -1)
+            obs = obs | {name: known}
         features = encoder(obs)
         if "vector" in features:
             features["vector"] = served.normalizer(features["vector"])
@@ -63,7 +69,7 @@ def signatures(policy: Policy, served: _Served, reward_scale: float) -> dict[str
             {"vector": hidden} if policy.shared else features,
             return_all=True,
         )
-        answer = {"value": value[:, 0] * reward_scale, "valid": encoder.valid(obs)}
+        answer = {"value": value[:, 0] * reward_scale, "valid": valid}
         return policy.masked(params, features), answer | {name: after[name] for name in policy.states}
 
     def action(**obs):
@@ -214,14 +220,23 @@ class LoadedPolicy:
 
         Raises:
           TypeError: these are not the signature's inputs.
+          ValueError: one has another shape.
         """
         specs = self._inputs(signature)
-        given = spaces.named(obs, "observation", encoders.TAKEN) | inputs
+        leaves = spaces.named(obs, "observation", encoders.TAKEN)
+        given = leaves | inputs
         if given.keys() != specs.keys():
             raise TypeError(f"{signature} takes {', '.join(sorted(specs))}, not {', '.join(sorted(given))}")
         arrays = {name: np.asarray(given[name], specs[name].dtype.as_numpy_dtype) for name in sorted(specs)}
-        single = any(array.ndim < specs[name].shape.rank for name, array in arrays.items())
-        outputs = self._functions[signature](*(tf.constant(x[None] if single else x) for x in arrays.values()))
+        single = any(arrays[name].ndim < specs[name].shape.rank for name in leaves)
+        if single:
+            arrays = {name: x[None] for name, x in arrays.items()}
+        rows = arrays[next(iter(leaves))].shape[0]
+        for name, x in arrays.items():
+            shape = (rows, *specs[name].shape[1:])
+            if x.shape != shape:
+                raise ValueError(f"{name} has shape {x.shape[single:]}, where {shape[single:]} is needed")
+        outputs = self._functions[signature](*map(tf.constant, arrays.values()))
         names = sorted(self._model.signatures[signature].structured_outputs)
         return {name: value.numpy()[0 if single else ...] for name, value in zip(names, outputs, strict=True)}
 
