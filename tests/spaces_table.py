@@ -3,7 +3,8 @@
 import gymnasium as gym
 import numpy as np
 
-from trpo_tf.policy.encoders import MASK
+from trpo_tf.policy import spaces
+from trpo_tf.policy.encoders import MASK, TAKEN
 
 BOX = gym.spaces.Box(np.array([-2.0, -1.0], np.float32), np.array([2.0, 0.5], np.float32))
 UNBOUNDED = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -44,6 +45,13 @@ NETWORKS = {
     "gru": {"network": "gru", "sequence_length": 2},
     "lstm": {"network": "lstm", "sequence_length": 2},
 }
+
+
+def sampled(space, rows=6):
+    """Observations of a space by the names of their leaves, [rows, ...] each."""
+    space.seed(0)
+    leaves = [spaces.named(space.sample(), "observation", TAKEN) for _ in range(rows)]
+    return {name: np.stack([leaf[name] for leaf in leaves]) for name in leaves[0]}
 
 
 class Table(gym.Env):

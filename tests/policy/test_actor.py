@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.spaces_table import ACTIONS, OBSERVATIONS
+from tests.spaces_table import ACTIONS, OBSERVATIONS, sampled
 from trpo_tf.config import Config
-from trpo_tf.policy import encoders, spaces
 from trpo_tf.policy.actor import Actor
 from trpo_tf.policy.policy import Policy
 
@@ -38,10 +37,7 @@ def observations(case, count=40):
         return {"observation": rng.normal(1, 3, (count, 2, 3)).astype(np.float32)}
     if case == "discrete":
         return {"observation": rng.integers(0, 11, count)}  # some outside the space
-    space = SPACES[case][0]
-    space.seed(0)
-    leaves = [spaces.named(space.sample(), "observation", encoders.TAKEN) for _ in range(count)]
-    return {name: np.stack([leaf[name] for leaf in leaves]) for name in leaves[0]}
+    return sampled(SPACES[case][0], count)
 
 
 def compare(policy, obs):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.spaces_table import OBSERVATIONS
+from tests.spaces_table import OBSERVATIONS, sampled
 from trpo_tf.config import Config, UsageError
 from trpo_tf.policy import encoders, spaces
 from trpo_tf.policy.policy import Policy
@@ -21,13 +21,6 @@ def make(obs_space=None, action_space=BOX, seed=0, networks=(), **changes):
 
 def plain(x):
     return {"observation": x}
-
-
-def sampled(space, rows=6, seed=0):
-    """Observations of a space by name, [rows, ...] each."""
-    space.seed(seed)
-    leaves = [spaces.named(space.sample(), "observation", encoders.TAKEN) for _ in range(rows)]
-    return {name: np.stack([leaf[name] for leaf in leaves]) for name in leaves[0]}
 
 
 def test_initial_weights_are_orthogonal_with_the_gains_of_the_recipe():

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.spaces_table import ACTIONS, OBSERVATIONS
+from tests.spaces_table import ACTIONS, OBSERVATIONS, sampled
 from trpo_tf.config import Config
-from trpo_tf.policy import encoders, spaces
 from trpo_tf.policy.actor import Actor
 from trpo_tf.policy.policy import Policy
 from trpo_tf.run import saved_model
@@ -74,9 +73,7 @@ def exported(request, tmp_path_factory):
     space, (action_space, settings) = space_of(name), ACTIONS[action]
     policy = Policy(space, action_space, Config(env="x", hidden_sizes=(8,), init_log_std=0.5, **settings, **changes), 3)
     rng = np.random.default_rng(0)
-    space.seed(0)
-    leaves = [spaces.named(space.sample(), "observation", encoders.TAKEN) for _ in range(50)]
-    given = {name: np.stack([leaf[name] for leaf in leaves]) for name in leaves[0]}
+    given = sampled(space, 50)
     given |= {name: rng.normal(size=(50, size)).astype(np.float32) for name, size in policy.states.items()}
     obs = {name: x.astype(policy.specs[name][1]) for name, x in given.items()}
     if policy.normalizer.enabled.any():

@@ -69,20 +69,21 @@ class Policy(tf.Module):
         if self.states:
             widths = {"is_first": ()} | {name: (size,) for name, size in self.states.items()}
             self.specs |= {name: (shape, np.dtype(np.float32)) for name, shape in widths.items()}
-        self._make_weights(policy, value)
+        zeros = {name: tf.zeros([2, *shape], dtype) for name, (shape, dtype) in self.specs.items()}
+        features = self.preprocess(zeros)
+        self._make_weights(policy, value, features)
         self.network, self.value_network = networks.FlatNetwork(policy), networks.FlatNetwork(value)
         if {id(v) for v in policy.variables} & {id(v) for v in value.variables}:
             raise UsageError("policy_network and value_network share variables; --share_torso is the way to share")
         if policy_network is not None and config.fisher_product == "forward":
-            self._try_forward_mode()
+            self._try_forward_mode(features)
 
-    def _make_weights(self, policy: keras.Model, value: keras.Model) -> None:
-        """Calls both models with two rows of zeros.
+    def _make_weights(self, policy: keras.Model, value: keras.Model, features: dict) -> None:
+        """Calls both models with two rows of features.
 
         Raises:
           UsageError: a model of the user's does not take the features, or gives other outputs than are needed.
         """
-        features = self.preprocess({name: tf.zeros([2, *shape], dtype) for name, (shape, dtype) in self.specs.items()})
         needed = {"policy_network": (policy, self.family.outputs), "value_network": (value, 1)}
         for name, (model, outputs) in needed.items():
             given = features
@@ -105,9 +106,8 @@ class Policy(tf.Module):
                     raise UsageError(f"{name} gives {shape[1:]} numbers for an observation; {outputs} are needed")
             model(given)
 
-    def _try_forward_mode(self) -> None:
+    def _try_forward_mode(self, features: dict) -> None:
         """Raises UsageError where a model of the user's is one that forward mode cannot pass."""
-        features = self.preprocess({name: tf.zeros([2, *shape], dtype) for name, (shape, dtype) in self.specs.items()})
 
         def tangent(theta):
             with tf.autodiff.ForwardAccumulator(theta, theta) as accumulator:
