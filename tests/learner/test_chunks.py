@@ -62,14 +62,17 @@ from trpo_tf.types import Trajectory
 chunk, time, envs = int(sys.argv[1]), 2000, 20
 settings = {"cg_iterations": 1, "max_backtracks": 1, "value_epochs": 1}
 config = Config(env="x", num_envs=envs, steps_per_update=time * envs, fisher_chunk=chunk, **settings)
-learner = TRPO(Policy(gym.spaces.Box(-1, 1, (64, 64)), gym.spaces.Discrete(4), config, 0), config, 0)
+policy = Policy(gym.spaces.Box(-1, 1, (64, 64)), gym.spaces.Discrete(4), config, 0)
+learner = TRPO(policy, config, 0)
 random, shape = np.random.default_rng(0), (time, envs)
 obs = aligned((time + 1, envs, 64, 64), np.dtype(np.float32))
 for row in obs:
     row[...] = random.standard_normal(row.shape)
 never, logp = np.zeros(shape, bool), np.full(shape, np.log(0.25), np.float32)
 reward, ones = random.standard_normal(shape).astype(np.float32), np.ones(shape, np.float32)
-trajectory = Trajectory(obs, random.integers(0, 4, shape), logp, reward, never, never, ones)
+action = random.integers(0, 4, (*shape, 1)).astype(np.float32)
+(leaf,) = policy.specs
+trajectory = Trajectory({leaf: obs}, action, logp, reward, never, never, ones)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 metrics, fit = learner.update(trajectory, 1, 0.0)
 fit.result()
