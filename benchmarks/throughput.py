@@ -10,7 +10,9 @@ measurement in a process of its own; the table has medians. Compilation and the 
 is without periodic evaluation, as the peers are; `defaults` is this project as it comes, evaluation and all, the recipe
 of the MuJoCo rows of the README's table; `rl-zoo` is sb3-contrib with its recipe for MuJoCo there; `simulator` is
 EnvPool alone with random actions, stepped as its documentation does, `bound` with each of its threads on a core of its
-own, as this project runs it. Writes results/throughput.json, .md and .png; what was not measured again stays in them.
+own, as this project runs it, and `our actions` with those that this project's policy takes in the middle of such a
+training (a Humanoid that keeps its feet costs more than one that lies). Writes results/throughput.json, .md and .png;
+what was not measured again stays in them.
 """
 
 import json
@@ -35,7 +37,8 @@ flags.DEFINE_list(
     "systems",
     [f"{OURS}:{n}" for n in (16, 64, 128)]
     + [DEFAULTS, f"{SB3}:1", f"{SB3}:16", SB3_ZOO, f"{TIANSHOU}:16"]
-    + [f"{SIMULATOR}:16", f"{SIMULATOR}:64", f"{SIMULATOR} bound:16", f"{SIMULATOR} bound:64"],
+    + [f"{SIMULATOR}{how}:{n}" for how in ("", " bound") for n in (16, 64)]
+    + [f"{SIMULATOR} our actions:16", f"{SIMULATOR} bound our actions:16"],
     "what to measure, name:environments",
 )
 flags.DEFINE_integer("repeats", 3, "measurements of each; the median counts", lower_bound=1)
@@ -56,8 +59,25 @@ def ours(env: str, seconds: float, settings: dict) -> float:
     return (int(rows[-1]["env_steps"]) - int(rows[0]["env_steps"])) / spent
 
 
-def simulator(env: str, seconds: float, num_envs: int, bound: bool) -> float:
-    """EnvPool alone, random actions, a thread per core, bound to it or not."""
+def our_actions(env: str, num_envs: int, steps: int) -> list:
+    """What the policy does after so many environment steps with the defaults: 64 batches of actions."""
+    import numpy as np
+
+    from trpo_tf.config import Config
+    from trpo_tf.trainer import Agent
+
+    agent = Agent(Config(env=env, num_envs=num_envs, total_steps=2 * steps))
+    agent.start()
+    while agent.env_steps < steps:
+        agent.step()
+    agent.learner.wait()
+    actions = agent.collector.recorded_actions()[-64:]
+    agent.collector.close()
+    return [agent.policy.family.to_env(action, np) for action in actions]
+
+
+def simulator(env: str, seconds: float, num_envs: int, bound: bool, actions: list | None = None) -> float:
+    """EnvPool alone, random actions unless others are given, a thread per core, bound to it or not."""
     import envpool
     import numpy as np
 
@@ -66,7 +86,7 @@ def simulator(env: str, seconds: float, num_envs: int, bound: bool) -> float:
     pool = envpool.make_gymnasium(env, num_envs=num_envs, seed=0, num_threads=threads, thread_affinity_offset=offset)
     pool.reset()
     pool.action_space.seed(0)
-    actions = [np.stack([pool.action_space.sample() for _ in range(num_envs)]) for _ in range(64)]
+    actions = actions or [np.stack([pool.action_space.sample() for _ in range(num_envs)]) for _ in range(64)]
 
     def update():
         for action in actions:
@@ -91,7 +111,8 @@ def measure(system: str, env: str, seconds: float) -> float:
         return ask(**shared | zoo(env), system="sb3-contrib")
     if name == TIANSHOU:
         return ask(**shared, system="tianshou", num_envs=num_envs)
-    return simulator(env, seconds, num_envs, name.endswith("bound"))
+    actions = our_actions(env, num_envs, int(seconds * 10_000)) if name.endswith("our actions") else None
+    return simulator(env, seconds, num_envs, "bound" in name, actions)
 
 
 def table(results: dict[str, dict[str, list[float]]]) -> str:
