@@ -5,8 +5,9 @@
     python benchmarks/returns.py --envs=Hopper-v5,HalfCheetah-v5 --num_envs=4,8,16,32,64,128
 
 Every run's final evaluation (20 deterministic episodes) goes to results/returns.json, its progress.csv, thinned to at
-most 200 rows, to results/<env>-s<seed>.csv, and the table to results/returns.md. With --num_envs, each recipe is
-trained with these numbers of environments instead; results/num_envs.json and .md have returns and speeds by number.
+most 200 rows, to results/<env>-s<seed>.csv, and the table to results/returns.md. With --num_envs, the first recipe
+of an environment is trained with these numbers of environments instead; results/num_envs.json and .md have returns and
+speeds by number.
 Runs that are already in --work_dir are not trained again; one that was interrupted is resumed.
 """
 
@@ -20,38 +21,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from absl import app, flags
+from recipes import FIRST, RECIPES, TABLE
 
 from trpo_tf.run.metrics import read_csv
 
-HERE = Path(__file__).resolve().parent
-RESULTS, RECIPES = HERE / "results", HERE.parent / "flags"
-# environment: recipe, environment steps, the mean return that the recipe is expected to reach
-TABLE = {
-    "CartPole-v1": ("classic_control", 100_000, 500),
-    "Acrobot-v1": ("classic_control", 200_000, -90),
-    "Pendulum-v1": ("pendulum", 200_000, -250),
-    "InvertedPendulum-v5": ("inverted_pendulum", 1_000_000, 1000),
-    "InvertedDoublePendulum-v5": ("inverted_pendulum", 1_000_000, 8500),
-    "Hopper-v5": ("mujoco", 1_000_000, 3200),
-    "HalfCheetah-v5": ("mujoco", 1_000_000, 5000),
-    "Walker2d-v5": ("mujoco", 1_000_000, 4000),
-    "Swimmer-v5": ("swimmer", 1_000_000, 340),
-    "Ant-v5": ("ant", 1_000_000, 1500),
-}
+RESULTS = Path(__file__).resolve().parent / "results"
 MOST_ROWS = 200
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("envs", list(TABLE), "environments to train on")
+flags.DEFINE_list("envs", list(FIRST), "environments to train on")
+flags.DEFINE_list("recipes", [], "train these only; empty: all of the table")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of each")
 flags.DEFINE_list("num_envs", [], "environments stepped together, instead of the recipe's; see above")
 flags.DEFINE_string("work_dir", "runs/returns", "where the runs themselves go")
 flags.DEFINE_integer("jobs", 1, "runs at a time; more than one spoils the speeds that are recorded", lower_bound=1)
 
 
-def train(env: str, seed: int, work_dir: Path, num_envs: str = "") -> dict:
+def train(env: str, recipe: str, seed: int, work_dir: Path, num_envs: str = "") -> dict:
     """One run from start to end, or from where it was interrupted. Returns its record."""
-    recipe, steps, _ = TABLE[env]
-    run_dir = work_dir / (f"{env}-n{num_envs}-s{seed}" if num_envs else f"{env}-s{seed}")
+    steps, _ = TABLE[env, recipe]
+    name = env if recipe == FIRST[env] else f"{env}-{recipe}"
+    run_dir = work_dir / (f"{name}-n{num_envs}-s{seed}" if num_envs else f"{name}-s{seed}")
     if not (run_dir / "evaluation.json").exists():
         command = [sys.executable, "-m", "trpo_tf.train", f"--run_dir={run_dir}"]
         if any((run_dir / "checkpoints").glob("update_*")):
@@ -67,7 +57,7 @@ def train(env: str, seed: int, work_dir: Path, num_envs: str = "") -> dict:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     rows = read_csv(run_dir / "progress.csv")
     if not num_envs:
-        thin(rows, RESULTS / f"{env}-s{seed}.csv")
+        thin(rows, RESULTS / f"{name}-s{seed}.csv")
     evaluation = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))
     best = max((float(row["eval/episode_return"]) for row in rows if row["eval/episode_return"]), default=None)
     # Wall clock from the end of the first update on: evaluations, checkpoints and logging included, compilation not.
@@ -102,8 +92,8 @@ def markdown(records: list[dict]) -> str:
         "| environment | recipe | steps | return by seed | mean | expected | steps/s |",
         "|---|---|---|---|---|---|---|",
     ]
-    for env, (recipe, steps, expected) in TABLE.items():
-        mine = sorted((r for r in records if r["env"] == env), key=lambda r: r["seed"])
+    for (env, recipe), (steps, expected) in TABLE.items():
+        mine = sorted((r for r in records if (r["env"], r["recipe"]) == (env, recipe)), key=lambda r: r["seed"])
         if not mine:
             continue
         seeds, mean, speed = summary(mine)
@@ -130,11 +120,17 @@ def main(argv):
     name, table = ("num_envs", by_number) if FLAGS.num_envs else ("returns", markdown)
     path = RESULTS / f"{name}.json"
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    records = {(r["env"], r.get("num_envs"), r["seed"]): r for r in earlier}
-    wanted = itertools.product(FLAGS.envs, FLAGS.num_envs or [""], FLAGS.seeds)
+    records = {(r["env"], r["recipe"], r.get("num_envs"), r["seed"]): r for r in earlier}
+    chosen = [(env, recipe) for env, recipe in TABLE if env in FLAGS.envs and recipe in (FLAGS.recipes or [recipe])]
+    if FLAGS.num_envs:
+        chosen = [(env, recipe) for env, recipe in chosen if recipe == FIRST[env]]
+    wanted = [
+        (*key, int(seed), Path(FLAGS.work_dir), number)
+        for key, number, seed in itertools.product(chosen, FLAGS.num_envs or [""], FLAGS.seeds)
+    ]
     with ThreadPoolExecutor(FLAGS.jobs) as pool:
-        for record in pool.map(lambda key: train(key[0], int(key[2]), Path(FLAGS.work_dir), key[1]), wanted):
-            key = record["env"], record.get("num_envs"), record["seed"]
+        for record in pool.map(lambda run: train(*run), wanted):
+            key = record["env"], record["recipe"], record.get("num_envs"), record["seed"]
             records[key] = record
             print(*filter(None.__ne__, key), round(record["final"]["return_mean"], 1), flush=True)
     path.write_text(json.dumps(list(records.values()), indent=1) + "\n", encoding="utf-8")

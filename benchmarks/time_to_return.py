@@ -5,10 +5,10 @@
 
 From the start of the process, imports and compilation included, to the first row of progress.csv (of the peer: the end
 of the first rollout) at which the mean return of the last 20 training episodes is at least the target; runs that end
-without it count as endless. This project runs with its defaults, evaluations and checkpoints included; the peer with
-the recipe of RL Baselines3 Zoo for MuJoCo: 2 environments of 1024 steps, normalised observations and rewards, 20 critic
-passes, 25 CG iterations, target KL 0.04 on HalfCheetah and 0.01 elsewhere. Systems take turns. Writes
-results/time_to_return.json and .md; what was not run again stays in them.
+without it count as endless. This project runs with its best recipe for the environment, evaluations and checkpoints
+included; the peer with that of RL Baselines3 Zoo for MuJoCo: 2 environments of 1024 steps, normalised observations and
+rewards, 20 critic passes, 25 CG iterations, target KL 0.04 on HalfCheetah and 0.01 elsewhere. Systems take turns.
+Writes results/time_to_return.json and .md; what was not run again stays in them.
 """
 
 import json
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from absl import app, flags
 from peers import ask, zoo
+from recipes import BEST, RECIPES
 
 from trpo_tf.run.metrics import read_csv
 
@@ -43,7 +44,7 @@ def ours(env: str, seed: str) -> int | None:
     """
     with tempfile.TemporaryDirectory() as directory:
         wanted = [f"--env={env}", f"--seed={seed}", f"--total_steps={FLAGS.steps}", f"--run_dir={directory}/run"]
-        command = [sys.executable, "-m", "trpo_tf.train", *wanted]
+        command = [sys.executable, "-m", "trpo_tf.train", f"--flagfile={RECIPES / BEST[env]}.flags", *wanted]
         process, running = subprocess.Popen(command, stdout=subprocess.DEVNULL), True
         while running:
             time.sleep(0.2)
@@ -71,7 +72,7 @@ def peer(env: str, seed: str) -> int | None:
     return ask(task="return", env=env, seed=seed, target=FLAGS.target, steps=FLAGS.steps, window=WINDOW, **zoo(env))
 
 
-OURS = "trpo_tf defaults"
+OURS = "trpo_tf"
 SYSTEMS = {OURS: ours, "sb3-contrib rl-zoo": peer}
 
 

@@ -1,0 +1,21 @@
+"""The recipes of flags/ that the benchmarks train, and what is expected of them."""
+
+from pathlib import Path
+
+RECIPES = Path(__file__).resolve().parents[1] / "flags"
+# (environment, recipe): environment steps, the mean return that the recipe is expected to reach
+TABLE = {
+    ("CartPole-v1", "classic_control"): (100_000, 500),
+    ("Acrobot-v1", "classic_control"): (200_000, -90),
+    ("Pendulum-v1", "pendulum"): (200_000, -250),
+    ("InvertedPendulum-v5", "inverted_pendulum"): (1_000_000, 1000),
+    ("InvertedDoublePendulum-v5", "inverted_pendulum"): (1_000_000, 8500),
+    ("Hopper-v5", "mujoco"): (1_000_000, 3200),
+    ("HalfCheetah-v5", "mujoco"): (1_000_000, 5000),
+    ("HalfCheetah-v5", "half_cheetah"): (1_000_000, 5500),
+    ("Walker2d-v5", "mujoco"): (1_000_000, 4000),
+    ("Swimmer-v5", "swimmer"): (1_000_000, 340),
+    ("Ant-v5", "ant"): (1_000_000, 1500),
+}
+FIRST = {env: recipe for env, recipe in reversed(TABLE)}  # of each environment
+BEST = dict(TABLE.keys())  # the last of each environment
