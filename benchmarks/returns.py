@@ -2,12 +2,13 @@
 
     python benchmarks/returns.py                       # everything, an hour or two on two cores
     python benchmarks/returns.py --envs=Hopper-v5 --seeds=0,1,2,3,4
-    python benchmarks/returns.py --envs=Hopper-v5,HalfCheetah-v5 --num_envs=4,8,16,32,64,128
+    python benchmarks/returns.py --envs=Hopper-v5,HalfCheetah-v5 --vary=num_envs=4,8,16,32,64,128
+    python benchmarks/returns.py --envs=Hopper-v5 --vary=action_distribution=gaussian,squashed_gaussian,beta
 
 Every run's final evaluation (20 deterministic episodes) goes to results/returns.json, its progress.csv, thinned to at
-most 200 rows, to results/<env>-s<seed>.csv, and the table to results/returns.md. With --num_envs, the first recipe
-of an environment is trained with these numbers of environments instead; results/num_envs.json and .md have returns and
-speeds by number.
+most 200 rows, to results/<env>-s<seed>.csv, and the table to results/returns.md. With --vary, the first recipe of an
+environment is trained with these values of one flag instead; results/<flag>.json and .md have returns and speeds by
+value.
 Runs that are already in --work_dir are not trained again; one that was interrupted is resumed.
 """
 
@@ -32,16 +33,16 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("envs", list(FIRST), "environments to train on")
 flags.DEFINE_list("recipes", [], "train these only; empty: all of the table")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of each")
-flags.DEFINE_list("num_envs", [], "environments stepped together, instead of the recipe's; see above")
+flags.DEFINE_string("vary", "", "a flag and its values, flag=value,value, instead of the recipe's")
 flags.DEFINE_string("work_dir", "runs/returns", "where the runs themselves go")
 flags.DEFINE_integer("jobs", 1, "runs at a time; more than one spoils the speeds that are recorded", lower_bound=1)
 
 
-def train(env: str, recipe: str, seed: int, work_dir: Path, num_envs: str = "") -> dict:
-    """One run from start to end, or from where it was interrupted. Returns its record."""
+def train(env: str, recipe: str, seed: int, work_dir: Path, varied: tuple[str, ...] = ()) -> dict:
+    """One run from start to end, or from where it was interrupted. varied: a flag and its value. Returns its record."""
     steps, _ = TABLE[env, recipe]
     name = env if recipe == FIRST[env] else f"{env}-{recipe}"
-    run_dir = work_dir / (f"{name}-n{num_envs}-s{seed}" if num_envs else f"{name}-s{seed}")
+    run_dir = work_dir / f"{'-'.join([name, *varied])}-s{seed}"
     if not (run_dir / "evaluation.json").exists():
         command = [sys.executable, "-m", "trpo_tf.train", f"--run_dir={run_dir}"]
         if any((run_dir / "checkpoints").glob("update_*")):
@@ -52,11 +53,11 @@ def train(env: str, recipe: str, seed: int, work_dir: Path, num_envs: str = "") 
                 f"--env={env}",
                 f"--seed={seed}",
                 f"--total_steps={steps}",
-                *([f"--num_envs={num_envs}"] if num_envs else []),
+                *(["--{}={}".format(*varied)] if varied else []),
             ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     rows = read_csv(run_dir / "progress.csv")
-    if not num_envs:
+    if not varied:
         thin(rows, RESULTS / f"{name}-s{seed}.csv")
     evaluation = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))
     best = max((float(row["eval/episode_return"]) for row in rows if row["eval/episode_return"]), default=None)
@@ -64,7 +65,7 @@ def train(env: str, recipe: str, seed: int, work_dir: Path, num_envs: str = "") 
     seconds = float(rows[-1]["time/elapsed_seconds"]) - float(rows[0]["time/elapsed_seconds"])
     speed = (int(rows[-1]["env_steps"]) - int(rows[0]["env_steps"])) / seconds
     record = {"env": env, "seed": seed, "recipe": recipe, "env_steps": int(rows[-1]["env_steps"])}
-    record |= {"num_envs": int(num_envs)} if num_envs else {}
+    record |= dict([varied] if varied else [])
     return record | {"final": evaluation, "best_periodic_return": best, "env_steps_per_second": speed}
 
 
@@ -101,15 +102,12 @@ def markdown(records: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def by_number(records: list[dict]) -> str:
-    """The table over numbers of environments."""
-    lines = [
-        "| environment | environments stepped together | return by seed | mean | steps/s |",
-        "|---|---|---|---|---|",
-    ]
-    for env, number in sorted({(r["env"], r["num_envs"]) for r in records}):
-        mine = sorted((r for r in records if (r["env"], r["num_envs"]) == (env, number)), key=lambda r: r["seed"])
-        lines.append(f"| {env} | {number} | {' | '.join(summary(mine))} |")
+def by_value(records: list[dict], flag: str) -> str:
+    """The table over the values of a flag, in the order of the records."""
+    lines = [f"| environment | {flag} | return by seed | mean | steps/s |", "|---|---|---|---|---|"]
+    for env, value in dict.fromkeys((r["env"], r[flag]) for r in records):
+        mine = sorted((r for r in records if (r["env"], r[flag]) == (env, value)), key=lambda r: r["seed"])
+        lines.append(f"| {env} | {value} | {' | '.join(summary(mine))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -117,25 +115,27 @@ def main(argv):
     """Trains, then merges the records with those of earlier calls."""
     del argv
     RESULTS.mkdir(exist_ok=True)
-    name, table = ("num_envs", by_number) if FLAGS.num_envs else ("returns", markdown)
-    path = RESULTS / f"{name}.json"
+    flag, _, values = FLAGS.vary.partition("=")
+    path = RESULTS / f"{flag or 'returns'}.json"
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    records = {(r["env"], r["recipe"], r.get("num_envs"), r["seed"]): r for r in earlier}
+    records = {(r["env"], r["recipe"], r.get(flag), r["seed"]): r for r in earlier}
     chosen = [(env, recipe) for env, recipe in TABLE if env in FLAGS.envs and recipe in (FLAGS.recipes or [recipe])]
-    if FLAGS.num_envs:
+    if flag:
         chosen = [(env, recipe) for env, recipe in chosen if recipe == FIRST[env]]
+    varied = [(flag, value) for value in values.split(",")] if flag else [()]
     wanted = [
-        (*key, int(seed), Path(FLAGS.work_dir), number)
-        for key, number, seed in itertools.product(chosen, FLAGS.num_envs or [""], FLAGS.seeds)
+        (*key, int(seed), Path(FLAGS.work_dir), setting)
+        for key, setting, seed in itertools.product(chosen, varied, FLAGS.seeds)
     ]
     with ThreadPoolExecutor(FLAGS.jobs) as pool:
         for record in pool.map(lambda run: train(*run), wanted):
-            key = record["env"], record["recipe"], record.get("num_envs"), record["seed"]
+            key = record["env"], record["recipe"], record.get(flag), record["seed"]
             records[key] = record
             print(*filter(None.__ne__, key), round(record["final"]["return_mean"], 1), flush=True)
     path.write_text(json.dumps(list(records.values()), indent=1) + "\n", encoding="utf-8")
-    (RESULTS / f"{name}.md").write_text(table(list(records.values())), encoding="utf-8")
-    print(table(list(records.values())))
+    table = by_value(list(records.values()), flag) if flag else markdown(list(records.values()))
+    path.with_suffix(".md").write_text(table, encoding="utf-8")
+    print(table)
 
 
 if __name__ == "__main__":
