@@ -11,7 +11,7 @@ is without periodic evaluation, as the peers are; `defaults` is this project as 
 of the MuJoCo rows of the README's table; `rl-zoo` is sb3-contrib with its recipe for MuJoCo there; `simulator` is
 EnvPool alone with random actions, stepped as its documentation does, `bound` with each of its threads on a core of its
 own, as this project runs it, and `our actions` with those that this project's policy takes in the middle of such a
-training (a Humanoid that keeps its feet costs more than one that lies). Writes results/throughput.json, .md and .png;
+training (Humanoid-v5 costs a third more with them). Writes results/throughput.json, .md and .png;
 what was not measured again stays in them.
 """
 
