@@ -16,6 +16,8 @@ TABLE = {
     ("Walker2d-v5", "mujoco"): (1_000_000, 4000),
     ("Swimmer-v5", "swimmer"): (1_000_000, 340),
     ("Ant-v5", "ant"): (1_000_000, 1500),
+    ("LunarLander-v3", "box2d"): (1_000_000, 200),
+    ("BipedalWalker-v3", "box2d"): (1_000_000, 200),
 }
 FIRST = {env: recipe for env, recipe in reversed(TABLE)}  # of each environment
 BEST = dict(TABLE.keys())  # the last of each environment

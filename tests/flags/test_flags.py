@@ -11,7 +11,8 @@ import trpo_tf
 from trpo_tf.config import Config
 
 RECIPES = sorted((Path(__file__).parents[2] / "flags").glob("*.flags"))
-ENVS = {"classic_control": "CartPole-v1", "inverted_pendulum": "InvertedPendulum-v5"}  # where no env is set
+# where no env is set
+ENVS = {"box2d": "LunarLander-v3", "classic_control": "CartPole-v1", "inverted_pendulum": "InvertedPendulum-v5"}
 
 
 def config(recipe, **changes):
