@@ -34,7 +34,8 @@ setup(
     extras_require={
         "atari": ["ale-py>=0.11", "opencv-python-headless>=4.10"],  # EnvPool has Atari without it
         "box2d": ["gymnasium[box2d]>=1.2"],
+        "serving": ["aiohttp>=3.10", "tensorflow-serving-api>=2.20"],
         "video": ["moviepy>=2.0"],
-        "dev": ["pre-commit>=4.0", "pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.12"],
+        "dev": ["pre-commit>=4.0", "pytest>=8.0", "pytest-xdist>=3.6", "pyyaml>=6.0", "ruff>=0.12"],
     },
 )

@@ -5,11 +5,13 @@ from trpo_tf.config import ExportConfig
 
 
 def main(given):
-    """Exports, and prints the version's directory."""
+    """Exports, and prints the version's directory and fingerprint."""
     config = ExportConfig(**given)
-    api = cli.load_api()
+    version = cli.load_api().export(config)
+    from trpo_tf.run.saved_model import fingerprint
 
-    print(api.export(config))
+    print(version)
+    print(f"fingerprint {fingerprint(version)}")
 
 
 if __name__ == "__main__":

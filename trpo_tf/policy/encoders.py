@@ -9,6 +9,8 @@ it knows
   valid           which observations [N] the space could hold, apart from its bounds
 """
 
+import copy
+
 import gymnasium as gym
 import numpy as np
 import tensorflow as tf
@@ -113,6 +115,7 @@ class Encoder:
     """
 
     def __init__(self, space: gym.Space, mask_size: int = 0, images: bool = True):
+        self._space = space
         parts = spaces.named(spaces.nested(space), "observation", TAKEN)
         self.masks = [name for name in parts if name == MASK or name.startswith(f"{MASK}_")] if mask_size else []
         self.leaves = {
@@ -150,6 +153,13 @@ class Encoder:
     def vector(self, obs: dict) -> tf.Tensor:
         """The vector alone, [N, size]."""
         return tf.concat([leaf(obs[name]) for name, leaf in self.vectors.items()], -1)
+
+    def sample(self, rows: int) -> dict[str, np.ndarray]:
+        """Observations drawn from the space, the same every time: [rows, ...] by leaf."""
+        space = copy.deepcopy(self._space)
+        space.seed(0)
+        drawn = [spaces.named(space.sample(), "observation", TAKEN) for _ in range(rows)]
+        return {name: np.stack([obs[name] for obs in drawn]).astype(x.dtype) for name, x in self.leaves.items()}
 
     def valid(self, obs: dict) -> tf.Tensor:
         """Which observations [N] the space could hold, apart from its bounds."""

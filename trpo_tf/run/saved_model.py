@@ -1,8 +1,10 @@
-"""Policies as SavedModels for strangers: everything inside, raw variables, four signatures; and their loader."""
+"""Policies as SavedModels for strangers, written as numbered versions with requests to warm up; and their loader."""
 
+import hashlib
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,116 +15,19 @@ from trpo_tf.policy import encoders, spaces
 from trpo_tf.policy.actor import direct
 from trpo_tf.policy.policy import Policy
 from trpo_tf.run.checkpoint import sync_directory, write_file
+from trpo_tf.run.signatures import Served, Signatures
 
-_BOUND = 1e6  # of states that a request brings
+WARM_UP = Path("assets.extra") / "tf_serving_warmup_requests"
 _METADATA = Path("assets.extra") / "policy.json"
-
-
-class _Served(tf.Module):
-    """The tracked part: plain variables only. A Keras model in here would load everywhere and then fail to answer."""
-
-    def __init__(self, policy: Policy):
-        super().__init__(name="served")
-        self.normalizer = policy.normalizer
-        self.policy_variables, self.policy_fixed = _copies(policy.network.model)
-        self.value_variables, self.value_fixed = _copies(policy.value_network.model)
-
-
-def _copies(model) -> tuple[list[tf.Variable], list[tf.Variable]]:
-    """Variables that are trained, and those that are not, with the model's values."""
-    kinds = model.trainable_variables, model.non_trainable_variables
-    return tuple([tf.Variable(v.value, name=v.path) for v in variables] for variables in kinds)
-
-
-def signatures(policy: Policy, served: _Served, reward_scale: float) -> dict[str, Any]:
-    """The signatures as concrete functions; inputs and outputs are [batch, ...].
-
-    Observations are one input per leaf. Where networks have a memory, its states are inputs and outputs of the same
-    names, and `initial_state` gives those that an episode begins with.
-
-    Args:
-      policy: the structure; its parameters are not read.
-      served: the variables.
-      reward_scale: units of reward in one unit of the value network.
-    """
-    family, encoder = policy.family, policy.encoder
-
-    def outputs(obs):
-        """The family's parameters, and what every answer holds."""
-        valid = encoder.valid(obs)
-        for name in policy.states:
-            known = tf.where(tf.math.is_nan(obs[name]), 0.0, tf.clip_by_value(obs[name], -_BOUND, _BOUND))
-            valid &= tf.reduce_all(known == obs[name], -1)
-            obs = obs | {name: known}
-        features = encoder(obs)
-        if "vector" in features:
-            features["vector"] = served.normalizer(features["vector"])
-        rows = tf.shape(next(iter(obs.values())))[0]
-        features["is_first"] = tf.zeros([rows])
-        params, state, hidden = policy.network.call_with(
-            served.policy_variables, served.policy_fixed, features, return_all=True
-        )
-        after = {"policy_state": state}
-        value, after["value_state"], _ = policy.value_network.call_with(
-            served.value_variables,
-            served.value_fixed,
-            {"vector": hidden} if policy.shared else features,
-            return_all=True,
-        )
-        answer = {"value": value[:, 0] * reward_scale, "valid": valid}
-        return policy.masked(params, features), answer | {name: after[name] for name in policy.states}
-
-    def action(**obs):
-        params, answer = outputs(obs)
-        return family.named(family.mode(params)) | answer
-
-    def sample(*, seed, **obs):
-        params, answer = outputs(obs)
-        noise = tf.map_fn(
-            lambda key: family.noise([], key), seed, fn_output_signature=tf.TensorSpec([family.noise_size], tf.float32)
-        )
-        raw_action = family.draw(params, noise)
-        log_prob = family.log_prob(params, raw_action)
-        return family.named(raw_action) | {"raw_action": raw_action, "log_prob": log_prob} | answer
-
-    def evaluate(*, raw_action, **obs):
-        params, answer = outputs(obs)
-        known, usable = family.bound(raw_action)
-        answer["valid"] &= usable
-        return {"log_prob": family.log_prob(params, known), "entropy": family.entropy(params)} | answer
-
-    def distribution(**obs):
-        params, answer = outputs(obs)
-        del answer["value"]
-        return family.describe(params) | answer
-
-    def initial_state(*, batch):
-        rows = tf.shape(batch)[0]
-        states = {name: tf.zeros([rows, size]) for name, size in policy.states.items()}
-        return states | {"valid": tf.ones([rows], tf.bool)}  # REST drops the name of an output that stands alone
-
-    obs = {name: tf.TensorSpec([None, *leaf.shape], leaf.dtype, name) for name, leaf in encoder.leaves.items()}
-    obs |= {name: tf.TensorSpec([None, size], tf.float32, name) for name, size in policy.states.items()}
-    seed = tf.TensorSpec([None, 2], tf.int32, "seed")
-    raw_action = tf.TensorSpec([None, family.action_size], tf.float32, "raw_action")
-    wanted = {
-        "serving_default": (action, obs),
-        "sample": (sample, obs | {"seed": seed}),
-        "evaluate": (evaluate, obs | {"raw_action": raw_action}),
-        "distribution": (distribution, obs),
-    }
-    if policy.states:
-        wanted["initial_state"] = initial_state, {"batch": tf.TensorSpec([None], tf.int32, "batch")}
-    return {
-        name: tf.function(function, autograph=False).get_concrete_function(**specs)
-        for name, (function, specs) in wanted.items()
-    }
+_WARM_UP_ROWS = (1, 8, 32)
+_ABANDONED = 24 * 3600  # seconds after which an unfinished export is that of a killed process
 
 
 def save(policy: Policy, reward_scale: float, metadata: dict[str, Any], export_dir: Path) -> Path:
     """Writes the policy as the next numbered version below export_dir.
 
-    The version appears by one rename when everything is on disk; an existing one is never touched.
+    The version appears by one rename when everything is on disk; an existing one is never touched. What exports that
+    were killed have left is removed a day later.
 
     Returns:
       The version's directory.
@@ -131,27 +36,106 @@ def save(policy: Policy, reward_scale: float, metadata: dict[str, Any], export_d
       OSError: export_dir cannot be written; no numbered directory appears.
     """
     export_dir.mkdir(parents=True, exist_ok=True)
+    for left in export_dir.glob(".export.*.tmp"):
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
     temporary = export_dir / f".export.{os.getpid()}.tmp"
     try:
-        served = _Served(policy)
-        functions = signatures(policy, served, reward_scale)
-        tf.saved_model.save(served, str(temporary), signatures=functions)
-        described = {name: _describe(function) for name, function in functions.items()}
-        (temporary / _METADATA).parent.mkdir()
-        described = {"signatures": described, "action": policy.family.structure()}
-        write_file(temporary / _METADATA, json.dumps(metadata | described, indent=1).encode())
+        served = Served(policy)
+        functions = Signatures(policy, served, reward_scale).concrete()
+        metadata = metadata | {"action": policy.family.structure()}
+        write(temporary, served, functions, metadata, _examples(policy, max(_WARM_UP_ROWS)))
         for path in temporary.rglob("*"):
             if path.is_dir():
                 sync_directory(path)
             else:
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
-        version = export_dir / str(max(versions(export_dir), default=0) + 1)
-        temporary.rename(version)
+        version = _appear(temporary, export_dir)
         sync_directory(export_dir)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return version
+
+
+def write(directory: Path, served: tf.Module, functions: dict[str, Any], metadata: dict[str, Any], examples) -> None:
+    """Writes a SavedModel, what its signatures are, and warm-up requests for them.
+
+    Args:
+      directory: must not exist.
+      served: tracks the variables.
+      functions: the signatures, concrete.
+      metadata: besides the signatures.
+      examples: inputs of any signature but raw_action by name, [32, ...] each.
+    """
+    tf.saved_model.save(served, str(directory), signatures=functions)
+    (directory / _METADATA).parent.mkdir()
+    described = {"signatures": {name: _describe(function) for name, function in functions.items()}}
+    write_file(directory / _METADATA, json.dumps(metadata | described, indent=1).encode())
+    _warm_up(directory / WARM_UP, functions, examples)
+
+
+def _appear(temporary: Path, export_dir: Path) -> Path:
+    """Renames a directory to the next version, whatever other exporters do meanwhile."""
+    while True:
+        version = export_dir / str(max(versions(export_dir), default=0) + 1)
+        try:
+            return temporary.rename(version)
+        except OSError:
+            if not version.exists():
+                raise
+
+
+def _examples(policy: Policy, rows: int) -> dict[str, np.ndarray]:
+    """Inputs of signatures, [rows, ...] each: observations drawn from their space, states and seeds made up."""
+    random, inputs = np.random.default_rng(0), policy.encoder.sample(rows)
+    inputs |= {name: random.normal(size=(rows, size)).astype(np.float32) for name, size in policy.states.items()}
+    numbers = np.arange(rows, dtype=np.int32)
+    return inputs | {"seed": np.stack([numbers, 7 * numbers], 1), "batch": numbers}
+
+
+def _warm_up(path: Path, functions: dict[str, Any], examples: dict[str, np.ndarray]) -> None:
+    """Requests for every signature, as TF Serving runs them when it loads a version, and the answers they have now.
+
+    Each is a PredictionLog of tensorflow_serving/apis/prediction_log.proto, whose fields are numbered here.
+    """
+    examples["raw_action"] = functions["sample"](**_given(functions["sample"], examples))["raw_action"].numpy()
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for name, function in functions.items():
+            for rows in _WARM_UP_ROWS:
+                inputs = _given(function, {key: x[:rows] for key, x in examples.items()})
+                request = _field(1, _field(3, name.encode())) + _tensors(2, inputs)
+                response = _tensors(1, function(**inputs))
+                file.write(_field(6, _field(1, request) + _field(2, response)))
+
+
+def _given(function, inputs: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
+    return {name: tf.constant(inputs[name]) for name in function.structured_input_signature[1]}
+
+
+def _tensors(number: int, tensors: dict[str, tf.Tensor]) -> bytes:
+    """A map<string, TensorProto> of a protocol buffer."""
+    entries = {name: tf.make_tensor_proto(x.numpy()).SerializeToString() for name, x in sorted(tensors.items())}
+    return b"".join(_field(number, _field(1, name.encode()) + _field(2, entry)) for name, entry in entries.items())
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of a protocol buffer that holds a text or a message."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    *rest, last = [value >> shift & 0x7F for shift in range(0, max(value.bit_length(), 1), 7)]
+    return bytes([byte | 0x80 for byte in rest] + [last])
+
+
+def fingerprint(version: Path) -> str:
+    """SHA-256 over names and contents of all files but fingerprint.pb, which has a random number in it."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in version.rglob("*") if path.is_file() and path.name != "fingerprint.pb"):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(version)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def versions(export_dir: Path) -> list[int]:

@@ -1,0 +1,482 @@
+"""Says whether the SavedModel of a policy will work where it is served, rule by rule, and where not, why.
+
+    python export/check.py MODEL_DIR [--requests=64]
+
+MODEL_DIR is one version, the directory that holds saved_model.pb. It needs tensorflow and nothing of trpo_tf, and looks
+at the model as TF Serving does: through the session loader. Exit status: 0 every rule holds, 1 one does not, 2 there is
+no SavedModel to look at.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+from absl import app, flags, logging
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from tensorflow.core.framework import tensor_pb2
+from tensorflow.core.protobuf import saved_model_pb2
+
+tf.get_logger().setLevel("ERROR")
+logging.set_verbosity(logging.ERROR)
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("requests", 64, "rows of the random requests", lower_bound=4)
+
+SIGNATURES = {  # what each needs beside the observation, and has to give
+    "serving_default": ((), ("value", "valid")),
+    "sample": (("seed",), ("log_prob", "raw_action", "valid", "value")),
+    "evaluate": (("raw_action",), ("entropy", "log_prob", "valid", "value")),
+    "distribution": ((), ("valid",)),
+}
+NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+TYPES = {tf.float32, tf.int8, tf.uint8, tf.int16, tf.int32, tf.int64, tf.bool, tf.string}  # that JSON can carry
+FORBIDDEN = {
+    "runs Python, which a server has not": {"PyFunc", "PyFuncStateless", "EagerPyFunc", "NumpyFunction"},
+    "draws random numbers from a state of its own": {
+        "RandomUniform", "RandomUniformInt", "RandomStandardNormal", "ParameterizedTruncatedNormal", "TruncatedNormal",
+        "RandomGamma", "RandomPoisson", "RandomPoissonV2", "RandomShuffle", "Multinomial", "StatefulStandardNormal",
+        "StatefulStandardNormalV2", "StatefulTruncatedNormal", "StatefulUniform", "StatefulUniformFullInt",
+        "StatefulUniformInt", "StatefulRandomBinomial", "RngSkip", "RngReadAndSkip", "NonDeterministicInts",
+    },
+    "reads or writes files": {
+        "ReadFile", "WriteFile", "MatchingFiles", "WholeFileReader", "WholeFileReaderV2", "TextLineReader",
+        "TextLineReaderV2", "TFRecordReader", "TFRecordReaderV2", "InitializeTableFromTextFile",
+        "InitializeTableFromTextFileV2", "Save", "SaveV2", "SaveSlices", "Restore", "RestoreV2", "PrintV2", "Print",
+        "SaveDataset", "SaveDatasetV2", "LoadDataset", "TFRecordDataset", "TextLineDataset",
+    },
+    "changes a variable": {
+        "AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp", "ResourceScatterUpdate", "ResourceScatterAdd",
+    },
+}  # fmt: skip
+METADATA = ("env", "signatures", "versions")
+
+
+class Failed(Exception):
+    """A rule that does not hold; its text is the reason."""
+
+
+class Model:
+    """A SavedModel: its files, its graph, and a session with it loaded.
+
+    Args:
+      path: the directory of one version.
+      rows: of the random requests.
+    """
+
+    def __init__(self, path: Path, rows: int):
+        self.path, self.rows = path, rows
+        meta_graph, *_ = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes()).meta_graphs
+        self.graph_def = meta_graph.graph_def
+        self.signatures = {k: v for k, v in meta_graph.signature_def.items() if not k.startswith("__")}
+        self.functions = {f.signature.name: f for f in self.graph_def.library.function}
+        self.used, self.nodes = self._reach()
+        self._session = None
+
+    def _reach(self):
+        """Names of the functions that signatures call, and all nodes that they run, in and outside of functions."""
+        by_name = {node.name: node for node in self.graph_def.node}
+        waiting = [t.name for s in self.signatures.values() for t in s.outputs.values()]
+        seen, nodes = set(), []
+        while waiting:
+            name = waiting.pop().lstrip("^").partition(":")[0]
+            if name in by_name and name not in seen:
+                seen.add(name)
+                nodes.append(by_name[name])
+                waiting += by_name[name].input
+        used, queue = set(), list(nodes)
+        while queue:
+            for value in queue.pop().attr.values():
+                for function in [value.func.name, *(f.name for f in value.list.func)]:
+                    if function in self.functions and function not in used:
+                        used.add(function)
+                        queue += self.functions[function].node_def
+                        nodes += self.functions[function].node_def
+        return used, nodes
+
+    def run(self, signature: str, inputs: dict) -> dict[str, np.ndarray]:
+        """The answer of a signature through the session loader.
+
+        Raises:
+          Failed: the loader or the graph refused.
+        """
+        try:
+            if self._session is None:
+                graph = tf.Graph()
+                with graph.as_default():
+                    session = tf.compat.v1.Session(graph=graph)
+                    tf.compat.v1.saved_model.loader.load(session, ["serve"], str(self.path))
+                self._session = session
+            definition = self.signatures[signature]
+            feed = {definition.inputs[name].name: value for name, value in inputs.items()}
+            return self._session.run({name: info.name for name, info in definition.outputs.items()}, feed)
+        except (tf.errors.OpError, ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+            reason = re.sub(r"\s+", " ", str(getattr(error, "message", None) or error))
+            raise Failed(f"{signature}: {reason[:200]}") from None
+
+    def request(self, signature: str, seed: int = 0) -> dict[str, np.ndarray]:
+        """Random inputs of a signature; a raw_action is one that was sampled."""
+        random, inputs = np.random.default_rng(seed), {}
+        for name, info in sorted(self.signatures[signature].inputs.items()):
+            shape = (self.rows, *(max(d.size, 1) for d in info.tensor_shape.dim[1:]))
+            dtype = tf.as_dtype(info.dtype)
+            if name == "raw_action" and "sample" in self.signatures:
+                inputs[name] = self.run("sample", self.request("sample", seed)).get("raw_action")
+            elif dtype.is_floating:
+                inputs[name] = random.normal(size=shape).astype(dtype.as_numpy_dtype)
+            elif dtype == tf.string:
+                inputs[name] = np.full(shape, b"")
+            else:
+                most = 2 if name.startswith("action_mask") or dtype == tf.bool else 120
+                inputs[name] = random.integers(0, most, shape).astype(dtype.as_numpy_dtype)
+        return inputs
+
+
+def the_directory_is_a_number(model):
+    """Servers skip what is not, and take the greatest."""
+    if not model.path.name.isdigit():
+        raise Failed(f"it is called {model.path.name}; rename it to a whole number")
+
+
+def the_signatures_are_there(model):
+    """serving_default, sample, evaluate, distribution, each with its inputs and outputs."""
+    for signature, (inputs, outputs) in SIGNATURES.items():
+        if signature not in model.signatures:
+            raise Failed(f"{signature} is missing")
+        definition = model.signatures[signature]
+        for kind, wanted, there in (("input", inputs, definition.inputs), ("output", outputs, definition.outputs)):
+            for name in wanted:
+                if name not in there:
+                    raise Failed(f"{signature} has no {kind} {name}")
+    for signature, definition in model.signatures.items():
+        if not definition.inputs:
+            raise Failed(f"{signature} takes nothing, which a request cannot say")
+        if len(definition.outputs) < 2:
+            raise Failed(f"{signature} has one output, whose name an answer in JSON loses")
+
+
+def every_tensor_is_a_batch(model):
+    """[batch, ...] with an unknown batch and the rest known, of a type that JSON can carry, plainly named."""
+    for signature, definition in model.signatures.items():
+        for name, info in (*definition.inputs.items(), *definition.outputs.items()):
+            where, shape = f"{signature}: {name}", [d.size for d in info.tensor_shape.dim]
+            if not NAME.match(name):
+                raise Failed(f"{where!r} is not a name of small letters, digits and _")
+            if info.tensor_shape.unknown_rank or not shape:
+                raise Failed(f"{where} has no batch axis")
+            if shape[0] != -1:
+                raise Failed(f"{where} has a batch of {shape[0]}; it has to be unknown")
+            if name in definition.inputs and -1 in shape[1:]:
+                raise Failed(f"{where} has an unknown axis besides the batch: {shape}")
+            if tf.as_dtype(info.dtype) not in TYPES:
+                raise Failed(f"{where} is {tf.as_dtype(info.dtype).name}, which JSON cannot carry")
+
+
+def nothing_in_it_needs_a_machine(model):
+    """No Python, no hidden random state, no files, no changed variables."""
+    for node in model.nodes:
+        for reason, operations in FORBIDDEN.items():
+            if node.op in operations:
+                raise Failed(f"{node.op} {reason}")
+
+
+def nothing_must_be_compiled(model):
+    """A stock server has XLA switched off and refuses such a function at the first request."""
+    for name in sorted(model.used):
+        if model.functions[name].attr["_XlaMustCompile"].b:
+            raise Failed(f"{name} was made with jit_compile=True")
+    for node in model.nodes:
+        if node.attr["_XlaMustCompile"].b:
+            raise Failed(f"{node.name} was made with jit_compile=True")
+
+
+def variables_are_stored_once(model):
+    """Each is read by a signature, finite, and no two are copies."""
+    try:
+        reader = tf.train.load_checkpoint(str(model.path / "variables" / "variables"))
+        names = [n for n in reader.get_variable_to_shape_map() if not n.startswith("_CHECKPOINTABLE")]
+        values = {name: reader.get_tensor(name) for name in sorted(names)}
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise Failed(f"variables cannot be read: {str(error)[:200]}") from None
+    contents = {}
+    for name, value in values.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise Failed(f"{name} is not finite")
+        if value.size > 1 and value.dtype.kind == "f" and np.ptp(value) > 0:
+            twin = contents.setdefault((value.shape, value.tobytes()), name)
+            if twin != name:
+                raise Failed(f"{name} and {twin} hold the same numbers")
+    read = sum(node.op == "VarHandleOp" for node in model.nodes)
+    stored = sum(not name.startswith("save_counter") for name in values)
+    if stored > read:
+        raise Failed(f"{stored} variables are stored, and {read} read by signatures")
+
+
+def the_metadata_tells_what_it_is(model):
+    """assets.extra/policy.json: environment, signatures as they are, versions no newer than this TensorFlow."""
+    path = model.path / "assets.extra" / "policy.json"
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Failed(f"assets.extra/policy.json: {error}") from None
+    for name in METADATA:
+        if name not in metadata:
+            raise Failed(f"assets.extra/policy.json has no {name}")
+    for signature, definition in model.signatures.items():
+        told = metadata["signatures"].get(signature)
+        if told is None:
+            raise Failed(f"assets.extra/policy.json does not know the signature {signature}")
+        for kind, there in (("inputs", definition.inputs), ("outputs", definition.outputs)):
+            actual = {
+                name: {"dtype": tf.as_dtype(t.dtype).name, "shape": [d.size for d in t.tensor_shape.dim]}
+                for name, t in there.items()
+            }
+            if told[kind] != actual:
+                raise Failed(f"assets.extra/policy.json is wrong about the {kind} of {signature}")
+    theirs, ours = metadata["versions"].get("tensorflow", "0.0"), tf.__version__
+    if [int(n) for n in theirs.split(".")[:2]] > [int(n) for n in ours.split(".")[:2]]:
+        raise Failed(f"it was written by TensorFlow {theirs}, and this is {ours}; a server must not be older")
+
+
+def every_signature_answers(model):
+    """Through the session loader, [batch, ...] of finite numbers."""
+    for signature in model.signatures:
+        for name, value in model.run(signature, model.request(signature)).items():
+            if value.ndim < 1 or len(value) != model.rows:
+                raise Failed(f"{signature}: {name} has shape {value.shape} for {model.rows} rows")
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise Failed(f"{signature}: {name} is not finite for ordinary numbers")
+
+
+def any_request_gets_finite_actions(model):
+    """NaN, infinities, 1e39 and the greatest integers too; `valid` says that they were not sound."""
+    for signature in model.signatures:
+        for bad in (np.nan, np.inf, -np.inf, np.finfo(np.float32).max, "most", "least"):
+            inputs = model.request(signature)
+            for name, value in inputs.items():
+                if value.dtype.kind == "f" and not isinstance(bad, str):
+                    value[::2] = bad
+                elif value.dtype.kind in "iu" and isinstance(bad, str) and name != "seed":
+                    limits = np.iinfo(value.dtype)
+                    value[::2] = limits.max if bad == "most" else limits.min
+            answer = model.run(signature, inputs)
+            for name, value in answer.items():
+                if value.dtype.kind == "f" and not np.isfinite(value).all():
+                    raise Failed(f"{signature}: {name} is not finite for {bad}")
+            floats = [name for name, value in inputs.items() if value.dtype.kind == "f"]
+            if floats and bad is np.nan and answer.get("valid", np.zeros(1, bool))[::2].any():
+                raise Failed(f"{signature}: valid is true for NaN")
+
+
+def rows_do_not_know_their_batch(model):
+    """A row alone, and among others, gets the same answer."""
+    for signature in model.signatures:
+        inputs = model.request(signature)
+        whole = model.run(signature, inputs)
+        order = np.random.default_rng(1).permutation(model.rows)[: model.rows // 2 + 1]
+        _same(
+            signature, {k: v[order] for k, v in whole.items()}, model.run(signature, _rows(inputs, order)), "shuffled"
+        )
+        for row in range(min(model.rows, 16)):
+            here = slice(row, row + 1)
+            _same(signature, _rows(whole, here), model.run(signature, _rows(inputs, here)), "alone")
+
+
+def the_same_request_has_one_answer(model):
+    """Nothing is kept from one request to the next; other seeds draw other actions."""
+    for signature in model.signatures:
+        inputs = model.request(signature)
+        first = model.run(signature, inputs)
+        for name, value in model.run(signature, inputs).items():
+            if not np.array_equal(value, first[name]):
+                raise Failed(f"{signature}: {name} was another the second time")
+        if "seed" in inputs:
+            other = model.run(signature, inputs | {"seed": inputs["seed"] + 1})
+            uncertain = first["log_prob"].min() < np.log(0.5)  # a policy that is sure of everything draws the same
+            if uncertain and np.array_equal(other["raw_action"], first["raw_action"]):
+                raise Failed(f"{signature}: another seed draws the same actions")
+            same = {name: np.repeat(value[:1], model.rows, 0) for name, value in inputs.items() if name != "seed"}
+            drawn = model.run(signature, same | {"seed": inputs["seed"]})["raw_action"]
+            if uncertain and len(np.unique(drawn, axis=0)) == 1:
+                raise Failed(f"{signature}: rows with seeds of their own draw the same action")
+
+
+def warm_up_requests_run(model):
+    """assets.extra/tf_serving_warmup_requests: a server runs each at loading, and refuses the version if one fails."""
+    for signature, inputs, _ in _warm_up(model.path):
+        if signature not in model.signatures:
+            raise Failed(f"a warm-up request is for {signature}, which there is not")
+        if inputs.keys() != dict(model.signatures[signature].inputs).keys():
+            raise Failed(f"a warm-up request of {signature} has the inputs {', '.join(sorted(inputs))}")
+        model.run(signature, inputs)
+    asked = {(signature, len(next(iter(inputs.values())))) for signature, inputs, _ in _warm_up(model.path)}
+    for signature in model.signatures:
+        for rows in (1, 8, 32):
+            if (signature, rows) not in asked:
+                raise Failed(f"no warm-up request of {signature} has {rows} rows")
+
+
+def answers_are_those_of_the_export(model):
+    """The answers that the exporter recorded beside its warm-up requests."""
+    for signature, inputs, recorded in _warm_up(model.path):
+        if not recorded:
+            raise Failed(f"a warm-up request of {signature} has no recorded answer")
+        _same(signature, recorded, model.run(signature, inputs), "as recorded at the export")
+
+
+RULES = [
+    the_directory_is_a_number,
+    the_signatures_are_there,
+    every_tensor_is_a_batch,
+    nothing_in_it_needs_a_machine,
+    nothing_must_be_compiled,
+    variables_are_stored_once,
+    the_metadata_tells_what_it_is,
+    every_signature_answers,
+    any_request_gets_finite_actions,
+    rows_do_not_know_their_batch,
+    the_same_request_has_one_answer,
+    warm_up_requests_run,
+    answers_are_those_of_the_export,
+]
+
+
+def _rows(tensors: dict, which) -> dict:
+    return {name: value[which] for name, value in tensors.items()}
+
+
+def _same(signature: str, expected: dict, answer: dict, how: str) -> None:
+    """Equal numbers, but for rounding; of whole numbers, one row in a hundred may fall on the other side of a tie.
+
+    Raises:
+      Failed: they differ.
+    """
+    for name, value in expected.items():
+        got = answer.get(name)
+        if got is None or got.shape != value.shape:
+            raise Failed(f"{signature}: {name} has another shape {how}")
+        if value.dtype.kind == "f":
+            wrong = ~np.isclose(got, value, rtol=1e-4, atol=1e-5)
+            if wrong.any():
+                raise Failed(f"{signature}: {name} is {got[wrong][0]} {how}, otherwise {value[wrong][0]}")
+        elif (got != value).reshape(len(value), -1).any(1).sum() > max(1, len(value) // 100):
+            raise Failed(f"{signature}: {name} is another {how}")
+
+
+def _warm_up(path: Path):
+    """Signature, inputs and recorded outputs of each warm-up request.
+
+    Raises:
+      Failed: the file is missing, damaged or too long.
+    """
+    file, kind = path / "assets.extra" / "tf_serving_warmup_requests", _prediction_log()
+    try:
+        records = [record.numpy() for record in tf.data.TFRecordDataset(str(file))]
+        logs = [kind.FromString(record).predict_log for record in records]
+    except Exception as error:
+        raise Failed(f"assets.extra/tf_serving_warmup_requests: {str(error)[:200]}") from None
+    if not 0 < len(logs) <= 1000:
+        raise Failed(f"{len(logs)} warm-up requests; a server takes 1 to 1000")
+    for log in logs:
+        tensors = [
+            {name: tf.make_ndarray(tensor_pb2.TensorProto.FromString(value)) for name, value in entries.items()}
+            for entries in (log.request.inputs, log.response.outputs)
+        ]
+        yield log.request.model_spec.signature_name or "serving_default", *tensors
+
+
+def _prediction_log():
+    """The message class PredictionLog, as far as it is needed here; tensors stay bytes.
+
+    Fields: tensorflow_serving/apis/prediction_log.proto, predict.proto and model.proto.
+    """
+    file = descriptor_pb2.FileDescriptorProto(name="check.proto", package="check", syntax="proto3")
+    kinds = {"string": 9, "message": 11, "bytes": 12}
+
+    def message(parent, name, **fields):
+        made = parent.add(name=name)
+        for field, (number, kind, *of) in fields.items():
+            made.field.add(
+                name=field,
+                number=number,
+                type=kinds[kind],
+                label=3 if "repeated" in of else 1,
+                type_name=f".check.{of[0]}" if kind == "message" else None,
+            )
+        return made
+
+    def tensors(owner):
+        entry = message(owner.nested_type, "Entry", key=(1, "string"), value=(2, "bytes"))
+        entry.options.map_entry = True
+
+    message(file.message_type, "Spec", signature_name=(3, "string"))
+    request = message(
+        file.message_type,
+        "Request",
+        model_spec=(1, "message", "Spec"),
+        inputs=(2, "message", "Request.Entry", "repeated"),
+    )
+    response = message(file.message_type, "Response", outputs=(1, "message", "Response.Entry", "repeated"))
+    tensors(request)
+    tensors(response)
+    message(file.message_type, "Log", request=(1, "message", "Request"), response=(2, "message", "Response"))
+    message(file.message_type, "PredictionLog", predict_log=(6, "message", "Log"))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("check.PredictionLog"))
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 over the names and contents of all files; fingerprint.pb, which has a random number in it, left out."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != "fingerprint.pb"):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(path)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def check(path: Path, rows: int = 64) -> dict[str, str]:
+    """The reason of every rule, by its name; empty where the rule holds.
+
+    Raises:
+      OSError: there is no saved_model.pb, or it cannot be read.
+      google.protobuf.message.DecodeError: it is not one.
+    """
+    model, reasons = Model(path, rows), {}
+    for rule in RULES:
+        try:
+            rule(model)
+            reasons[rule.__name__] = ""
+        except Failed as failed:
+            reasons[rule.__name__] = str(failed)
+        except Exception as error:  # what breaks a rule itself is as good a reason
+            reasons[rule.__name__] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return reasons
+
+
+def main(argv):
+    """Prints the table."""
+    if len(argv) != 2:
+        print("usage: python export/check.py MODEL_DIR [--requests=64]", file=sys.stderr)
+        return 2
+    path = Path(argv[1]).resolve()
+    try:
+        reasons = check(path, FLAGS.requests)
+    except Exception as error:
+        print(f"{path}: no SavedModel to look at: {error}", file=sys.stderr)
+        return 2
+    width = max(map(len, reasons))
+    for rule, reason in reasons.items():
+        print(f"{'FAILED' if reason else 'ok':<6}  {rule.replace('_', ' '):<{width}}  {reason}".rstrip())
+    print(f"fingerprint {fingerprint(path)}")
+    return 1 if any(reasons.values()) else 0
+
+
+if __name__ == "__main__":
+    app.run(main)

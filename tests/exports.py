@@ -1,0 +1,126 @@
+"""Exported policies for the tests, and what every signature of one has to answer."""
+
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import tensorflow as tf
+
+from tests.spaces_table import ACTIONS, OBSERVATIONS, sampled
+from trpo_tf.config import Config
+from trpo_tf.policy.actor import Actor
+from trpo_tf.policy.policy import Policy
+from trpo_tf.run import saved_model
+
+SCALE = 2.5
+METADATA = {"env": "x", "versions": {"tensorflow": tf.__version__}}
+# An observation, an action, and the settings of Config besides those that the action brings.
+CASES = {
+    "gaussian": ("box", "box", {}),
+    "rescaled": ("box", "box", {"rescale_action": True}),
+    "matrix": ("matrix_of_doubles", "unbounded_matrix", {"normalize_obs": False}),
+    "categorical": ("box", "discrete", {}),
+    "discrete": ("discrete", "discrete", {}),
+    "hybrid": ("tuple", "dict", {"layer_norm": True}),
+    "memory": ("multi_discrete", "multi_discrete", {"network": "lstm"}),
+    "memory_shared": ("box", "multi_binary", {"network": "gru", "share_torso": True}),
+    "pixels": ("dict", "tuple", {"share_torso": True}),
+    "beta": ("multi_binary", "beta", {}),
+    "squashed": ("bytes", "squashed", {}),
+    "masked": ("masked", "dict", {}),
+}
+SLOWER = ("rescaled", "matrix", "squashed", "memory", "discrete")
+MASKED = gym.spaces.Dict({"x": OBSERVATIONS["box"], "action_mask": gym.spaces.MultiBinary(7)})
+
+
+class Exported(NamedTuple):
+    """A policy with random weights, observations and states by name, [N, ...] each, and its SavedModel."""
+
+    policy: Policy
+    obs: dict
+    path: object
+
+
+def make(case, directory, rows=50) -> Exported:
+    """Builds one of CASES below a directory."""
+    return build(*CASES[case], directory, rows)
+
+
+def build(name, action, changes, directory, rows) -> Exported:
+    """Builds a policy of an observation and an action, with settings of Config, below a directory."""
+    space, (action_space, settings) = MASKED if name == "masked" else OBSERVATIONS[name], ACTIONS[action]
+    policy = Policy(space, action_space, Config(env="x", hidden_sizes=(8,), init_log_std=0.5, **settings, **changes), 3)
+    rng = np.random.default_rng(0)
+    given = sampled(space, rows)
+    given |= {name: rng.normal(size=(rows, size)).astype(np.float32) for name, size in policy.states.items()}
+    obs = {name: x.astype(policy.specs[name][1]) for name, x in given.items()}
+    if policy.normalizer.enabled.any():
+        policy.normalizer.commit(policy.encoder.vector(obs), tf.ones(rows))
+    policy.network.assign(policy.network.theta() + 0.3 * rng.normal(size=policy.network.size))
+    return Exported(policy, obs, saved_model.save(policy, SCALE, METADATA, directory))
+
+
+def live(policy, obs):
+    """Observations as tensors, the parameters, and the states afterwards."""
+    given = {name: tf.constant(x) for name, x in obs.items()}
+    if policy.states:
+        given["is_first"] = tf.zeros(len(next(iter(obs.values()))))
+    params, states = policy.step(given)
+    return given, params, states
+
+
+def requests(exported) -> dict[str, dict[str, np.ndarray]]:
+    """Inputs of every signature; the raw actions are drawn by the policy itself."""
+    policy, obs, _ = exported
+    rows = len(next(iter(obs.values())))
+    _, params, _ = live(policy, obs)
+    raw = policy.family.draw(params, policy.family.noise([rows], [0, 1])).numpy()
+    seed = np.stack([np.arange(rows), np.arange(rows) * 7], 1).astype(np.int32)
+    wanted = {
+        "serving_default": obs,
+        "sample": obs | {"seed": seed},
+        "evaluate": obs | {"raw_action": raw},
+        "distribution": obs,
+    }
+    return wanted | ({"initial_state": {"batch": np.arange(rows, dtype=np.int32)}} if policy.states else {})
+
+
+def answers(exported, asked, sampled_action) -> dict[str, dict[str, np.ndarray]]:
+    """What the policy itself says, by signature and output.
+
+    sampled_action: the raw actions that `sample` drew, whose probability and shape in the environment are checked.
+    """
+    policy, obs, _ = exported
+    family = policy.family
+    given, params, states = live(policy, obs)
+    rows = len(next(iter(obs.values())))
+    features = policy.preprocess(given)
+    valid = {"valid": np.ones(rows, bool)}
+    common = valid | {"value": policy.values(policy.value_features(features)) * SCALE} | states
+    mode = Actor(policy).mode({k: v.numpy() for k, v in given.items()})[0]
+    result = {
+        "serving_default": family.named(mode) | common,
+        "sample": family.named(tf.constant(sampled_action))
+        | {"raw_action": sampled_action, "log_prob": family.log_prob(params, sampled_action)}
+        | common,
+        "evaluate": {
+            "log_prob": family.log_prob(params, asked["evaluate"]["raw_action"]),
+            "entropy": family.entropy(params),
+        }
+        | common,
+        "distribution": family.describe(params) | valid | states,
+    }
+    if policy.states:
+        start = {name: np.zeros((rows, size), np.float32) for name, size in policy.states.items()}
+        result["initial_state"] = start | valid
+    return {name: {key: np.asarray(x) for key, x in outputs.items()} for name, outputs in result.items()}
+
+
+def check(exported, ask, rtol=1e-5, atol=1e-5) -> None:
+    """Asks every signature by ask(signature, inputs) -> outputs, and compares with the policy itself."""
+    asked = requests(exported)
+    got = {name: ask(name, inputs) for name, inputs in asked.items()}
+    for name, expected in answers(exported, asked, np.asarray(got["sample"]["raw_action"])).items():
+        assert got[name].keys() == expected.keys(), name
+        for key, value in expected.items():
+            np.testing.assert_allclose(got[name][key], value, rtol=rtol, atol=atol, err_msg=f"{name}: {key}")
