@@ -1,5 +1,6 @@
 """The commands as a user runs them: exit codes, one line on stderr, nothing left behind."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,6 +8,15 @@ import sys
 
 import pytest
 
+from trpo_tf import cli, config
+
+COMMANDS = {
+    "train": config.Config,
+    "evaluate": config.EvaluateConfig,
+    "export": config.ExportConfig,
+    "plot": config.PlotConfig,
+    "serve": config.ServeConfig,
+}
 SMALL = ["--env=CartPole-v1", "--total_steps=300", "--steps_per_update=100", "--num_envs=4", "--hidden_sizes=8"]
 
 
@@ -49,15 +59,29 @@ def last_line(text):
         ("train", ["--env=Hopper-v5", "--network=gru", "--hidden_sizes="], "--network=gru: the memory is the last"),
     ],
 )
-def test_usage_errors_are_one_line_and_leave_nothing(name, args, message, tmp_path):
+def test_usage_errors_are_one_line_and_leave_nothing(name, args, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "binary.flags").write_bytes(bytes(range(128, 256)))
-    done = command(name, *args, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    lines = last_line(done.stderr)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TRPO_TF_TRACEBACK", raising=False)
+    monkeypatch.setattr(sys, "argv", [name, *args])
+    module = importlib.import_module(f"trpo_tf.{name}")
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(module.main, COMMANDS[name], name, "")
+    assert exit_.value.code == 2
+    said = capsys.readouterr().err
+    lines = last_line(said)
     assert len(lines) == 1
     assert message in lines[0]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["binary.flags"]
+
+
+def test_a_usage_error_of_the_command_itself(tmp_path):
+    done = command("train", "--env=Hoper-v5", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(last_line(done.stderr)) == 1
+    assert "Hopper-v5" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_shows_flags_in_groups(tmp_path):
@@ -86,7 +110,10 @@ def test_train_evaluate_export_plot_from_anywhere(tmp_path):
     assert json.loads(same.stdout)["returns"] == result["returns"]
 
     done = command("export", "--run_dir=run", cwd=tmp_path)
-    assert done.stdout.strip() == "run/saved_model/2", done.stderr
+    assert done.stdout.splitlines()[0] == "run/saved_model/2", done.stderr
+    again = command("export", "--run_dir=run", cwd=tmp_path)
+    assert again.stdout.splitlines()[0] == "run/saved_model/3"
+    assert again.stdout.splitlines()[1] == done.stdout.splitlines()[1], "the same policy makes the same bytes"
     done = command("plot", "--run_dirs=run", "--output=x.png", cwd=tmp_path)
     assert (tmp_path / "x.png").stat().st_size > 10_000, done.stderr
 

@@ -86,12 +86,12 @@ def parse(config_class: type, argv: list[str]) -> dict[str, Any]:
       UsageError: a value has the wrong type, or an argument is not a flag.
       flags.Error: an unknown flag, or a flagfile that cannot be read.
     """
-    values = flags.FLAGS
+    values = flags.FlagValues()
     for field in dataclasses.fields(config_class):
         define = _DEFINE.get(field.type, flags.DEFINE_list)
         default = list(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        define(field.name, default, field.metadata["help"])
-    flags.DEFINE_boolean("help", False, "show the flags", short_name="h")
+        define(field.name, default, field.metadata["help"], flag_values=values)
+    flags.DEFINE_boolean("help", False, "show the flags", short_name="h", flag_values=values)
     rest = values(argv)
     if len(rest) > 1:
         raise UsageError(f"{rest[1]}: not a flag; flags look like --name=value")

@@ -217,6 +217,25 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ServeConfig:
+    """One server for development."""
+
+    model_dir: str = _field("", _WHAT, "directory of the numbered SavedModels, such as <run_dir>/saved_model")
+    model_name: str = _field("policy", _WHAT, "name that requests ask for")
+    host: str = _field("127.0.0.1", _HOW, "address to listen on; there is no authentication, so keep it to yourself")
+    rest_port: int = _field(8501, _HOW, "port of the REST interface; 0: any that is free", low=0, high=65535)
+    grpc_port: int = _field(8500, _HOW, "port of the gRPC interface; 0: any that is free", low=0, high=65535)
+    poll_seconds: float = _field(1.0, _HOW, "seconds between looks for a new version", above=0)
+
+    def __post_init__(self):
+        validate(self)
+        if not self.model_dir:
+            raise UsageError("--model_dir is missing; name the directory of the numbered SavedModels")
+        if not os.path.isdir(self.model_dir):
+            raise UsageError(f"--model_dir={self.model_dir}: no such directory")
+
+
+@dataclasses.dataclass(frozen=True)
 class PlotConfig:
     """One picture of learning curves."""
 
