@@ -56,6 +56,7 @@ class Policy:
         self._server = made(url, model, version, label)
         self._deadline = deadline
         self._specs: dict[str, dict] | None = None
+        self._specs_of = 0  # the version
 
     @property
     def version(self) -> int:
@@ -79,15 +80,16 @@ class Policy:
 
         Raises:
           TypeError: these are not the signature's inputs.
-          ValueError: one has another shape.
+          ValueError: one has another shape, or numbers that the input's type does not hold.
           ServingError: the server refused, or did not answer within the deadline.
         """
-        specs = self.specs(signature)["inputs"]
+        until = time.monotonic() + self._deadline
+        specs = self._ask_specs(signature, until)["inputs"]
         leaves = named(obs)
         given = leaves | inputs
         if given.keys() != specs.keys():
             raise TypeError(f"{signature} takes {', '.join(sorted(specs))}, not {', '.join(sorted(given))}")
-        arrays = {name: np.asarray(value, specs[name][0]) for name, value in given.items()}
+        arrays = {name: _typed(name, value, specs[name][0]) for name, value in given.items()}
         single = any(arrays[name].ndim < len(specs[name][1]) for name in leaves)
         if single:
             arrays = {name: x[None] for name, x in arrays.items()}
@@ -99,8 +101,10 @@ class Policy:
                 )
         if not rows:
             raise ValueError("there is no row to answer")
-        outputs = self._patiently(lambda left: self._server.predict(signature, arrays, left))
-        types = self.specs(signature)["outputs"]
+        outputs = self._patiently(lambda: self._server.predict(signature, arrays, until), until)
+        if self.version != self._specs_of:  # another one answered: what it gives may be something else
+            self._specs, self._specs_of = None, self.version
+        types = self._ask_specs(signature, until)["outputs"]
         outputs = {name: np.asarray(value, types[name][0]) for name, value in outputs.items()}
         return {name: value[0] for name, value in outputs.items()} if single else outputs
 
@@ -110,8 +114,11 @@ class Policy:
         Raises:
           ServingError: as `predict`; 404 where there is no such signature.
         """
+        return self._ask_specs(signature, time.monotonic() + self._deadline)
+
+    def _ask_specs(self, signature: str, until: float) -> dict[str, dict[str, tuple]]:
         if self._specs is None:
-            self._specs = self._patiently(self._server.specs)
+            self._specs = self._patiently(lambda: self._server.specs(until), until)
         if signature not in self._specs:
             raise ServingError(404, f"no signature {signature}; there is {', '.join(sorted(self._specs))}")
         return self._specs[signature]
@@ -140,15 +147,14 @@ class Policy:
         """Ends the connection."""
         self._server.close()
 
-    def _patiently(self, ask):
-        """What ask(seconds left) returns, asked again while there is time and the failure may pass."""
-        until, pause = time.monotonic() + self._deadline, _PAUSE
+    def _patiently(self, ask, until: float):
+        """What ask() returns, asked again while there is time and the failure may pass."""
+        pause = _PAUSE
         while True:
             try:
-                return ask(max(until - time.monotonic(), 0.001))
+                return ask()
             except ServingError as error:
-                left = until - time.monotonic()
-                if error.status not in (0, *_AGAIN) or left < pause:
+                if error.status not in (0, *_AGAIN) or until - time.monotonic() < pause:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -165,24 +171,29 @@ class _Rest:
         self._pinned, self.answered, self._connection = version, 0, None
         self._known = version
 
-    def predict(self, signature: str, arrays: dict, seconds: float) -> dict:
+    def predict(self, signature: str, arrays: dict, until: float) -> dict:
         """Outputs as lists, by name. Requests name the version, so that it is known which one answered."""
         body = json.dumps({"signature_name": signature, "inputs": {k: _listed(v) for k, v in arrays.items()}})
         try:
-            answer = self._ask("POST", f"{self._place(seconds)}:predict", seconds, body)
+            answer = self._ask("POST", f"{self._place(until)}:predict", until, body)
         except ServingError as error:
             if error.status != 404 or self._pinned or not self._known:
                 raise
             self._known = 0  # the version has gone, a newer one has come
-            answer = self._ask("POST", f"{self._place(seconds)}:predict", seconds, body)
+            answer = self._ask("POST", f"{self._place(until)}:predict", until, body)
         self.answered = self._known
-        return answer["outputs"]
+        outputs = answer.get("outputs")
+        if not isinstance(outputs, dict):
+            raise ServingError(502, f"{self._host} is no server of a policy: an answer without outputs")
+        return outputs
 
-    def specs(self, seconds: float) -> dict[str, dict]:
+    def specs(self, until: float) -> dict[str, dict]:
         """Signatures by name."""
-        definitions = self._ask("GET", f"{self._place(seconds)}/metadata", seconds)["metadata"]["signature_def"][
-            "signature_def"
-        ]
+        try:
+            metadata = self._ask("GET", f"{self._place(until)}/metadata", until)["metadata"]
+            definitions = metadata["signature_def"]["signature_def"]
+        except (KeyError, TypeError):
+            raise ServingError(502, f"{self._host} is no server of a policy: metadata without signatures") from None
 
         def tensors(infos):
             return {
@@ -196,25 +207,24 @@ class _Rest:
             if not name.startswith("__")
         }
 
-    def _place(self, seconds: float) -> str:
+    def _place(self, until: float) -> str:
         if self._label:
             return self._root + self._label
         if not self._known:
-            states = self._ask("GET", self._root, seconds).get("model_version_status", [])
+            states = self._ask("GET", self._root, until).get("model_version_status", [])
             ready = [int(s["version"]) for s in states if s["state"] == "AVAILABLE"]
             if not ready:
                 raise ServingError(503, "no version is available yet")
             self._known = max(ready)
         return f"{self._root}/versions/{self._known}"
 
-    def _ask(self, method: str, path: str, seconds: float, body: str | None = None) -> dict:
+    def _ask(self, method: str, path: str, until: float, body: str | None = None) -> dict:
         try:
             if self._connection is None:
-                self._connection = self._kind(self._host, timeout=seconds)
-            self._connection.timeout = seconds
-            if self._connection.sock is not None:
-                self._connection.sock.settimeout(seconds)
+                self._connection = self._kind(self._host)
+            self._hurry(until)
             self._connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+            self._hurry(until)
             response = self._connection.getresponse()
             status, text = response.status, response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -224,9 +234,18 @@ class _Rest:
             answer = json.loads(text)
         except ValueError:
             answer = {"error": text[:200].decode(errors="replace")}
-        if status != 200:
-            raise ServingError(status, str(answer.get("error", answer)))
+        if not isinstance(answer, dict):
+            answer = {"error": answer}
+        if status != 200 or "error" in answer:
+            raise ServingError(status if status != 200 else 502, str(answer.get("error", answer)))
         return answer
+
+    def _hurry(self, until: float) -> None:
+        """Lets the connection wait no longer than that."""
+        left = max(until - time.monotonic(), 0.001)
+        self._connection.timeout = left
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(left)
 
     def close(self) -> None:
         """Ends the connection."""
@@ -253,22 +272,22 @@ class _Grpc:
         self._model, self._version, self._label = model, version, label
         self.answered = 0
 
-    def predict(self, signature: str, arrays: dict, seconds: float) -> dict:
+    def predict(self, signature: str, arrays: dict, until: float) -> dict:
         """Outputs as arrays, by name."""
         request = self._messages[0].PredictRequest()
         self._address(request.model_spec).signature_name = signature
         for name, value in arrays.items():
             request.inputs[name].CopyFrom(self._tf.make_tensor_proto(value))
-        answer = self._call(self._stub.Predict, request, seconds)
+        answer = self._call(self._stub.Predict, request, until)
         self.answered = answer.model_spec.version.value
         return {name: self._tf.make_ndarray(value) for name, value in answer.outputs.items()}
 
-    def specs(self, seconds: float) -> dict[str, dict]:
+    def specs(self, until: float) -> dict[str, dict]:
         """Signatures by name."""
         request = self._messages[1].GetModelMetadataRequest(metadata_field=["signature_def"])
         self._address(request.model_spec)
         definitions = self._messages[1].SignatureDefMap()
-        self._call(self._stub.GetModelMetadata, request, seconds).metadata["signature_def"].Unpack(definitions)
+        self._call(self._stub.GetModelMetadata, request, until).metadata["signature_def"].Unpack(definitions)
 
         def tensors(infos):
             return {
@@ -290,23 +309,42 @@ class _Grpc:
             spec.version_label = self._label
         return spec
 
-    def _call(self, method, request, seconds: float):
+    def _call(self, method, request, until: float):
         try:
-            return method(request, timeout=seconds)
+            return method(request, timeout=max(until - time.monotonic(), 0.001))
         except self._grpc.RpcError as error:
-            raise ServingError(_STATUS.get(error.code().name, 500), error.details()) from None
+            too_large = error.code().name == "RESOURCE_EXHAUSTED" and "larger than max" in error.details()
+            status = 413 if too_large else _STATUS.get(error.code().name, 500)
+            raise ServingError(status, error.details()) from None
 
     def close(self) -> None:
         """Ends the connection."""
         self._channel.close()
 
 
-_STATUS = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429, "FAILED_PRECONDITION": 412}
+_STATUS = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429, "FAILED_PRECONDITION": 400}
 _STATUS |= {"UNIMPLEMENTED": 501, "UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504, "CANCELLED": 0}
 _TYPES = {
     "DT_FLOAT": np.float32, "DT_DOUBLE": np.float64, "DT_INT8": np.int8, "DT_UINT8": np.uint8, "DT_INT16": np.int16,
     "DT_INT32": np.int32, "DT_INT64": np.int64, "DT_BOOL": np.bool_, "DT_STRING": np.object_,
 }  # fmt: skip
+
+
+def _typed(name: str, value, dtype) -> np.ndarray:
+    """The value as the type that an input has; floats are rounded, whole numbers are not.
+
+    Raises:
+      ValueError: it holds something else.
+    """
+    try:
+        x, whole = np.asarray(value), np.dtype(dtype).kind in "iub"
+        with np.errstate(all="ignore"):
+            typed = x.astype(dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: {error}") from None
+    if whole and not np.array_equal(typed, x):
+        raise ValueError(f"{name} holds numbers that {np.dtype(dtype).name} does not")
+    return typed
 
 
 def _listed(x: np.ndarray):

@@ -13,7 +13,17 @@ from trpo_tf.policy.policy import Policy
 from trpo_tf.run import saved_model
 
 SCALE = 2.5
-METADATA = {"env": "x", "versions": {"tensorflow": tf.__version__}}
+METADATA = {
+    "env": "x",
+    "observation_space": "x",
+    "action_space": "x",
+    "algorithm": "TRPO",
+    "flags": {},
+    "seed": 0,
+    "env_steps": 0,
+    "evaluation": None,
+    "versions": {"tensorflow": tf.__version__},
+}
 # An observation, an action, and the settings of Config besides those that the action brings.
 CASES = {
     "gaussian": ("box", "box", {}),

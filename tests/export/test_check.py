@@ -11,13 +11,13 @@ import pytest
 import tensorflow as tf
 
 from export import check
+from tests.exports import METADATA
 from trpo_tf.run import saved_model
 
 EXAMPLES = {
     "observation": np.linspace(-2, 2, 96, dtype=np.float32).reshape(32, 3),
     "seed": np.stack([np.arange(32), np.arange(32)], 1).astype(np.int32),
 }
-METADATA = {"env": "x", "versions": {"tensorflow": tf.__version__}}
 OBS = tf.TensorSpec([None, 3], tf.float32)
 SEED = tf.TensorSpec([None, 2], tf.int32)
 
@@ -57,7 +57,7 @@ class Served(tf.Module):
             known = tf.clip_by_value(tf.where(tf.math.is_finite(raw_action), raw_action, 0.0), -10.0, 10.0)
             log_prob = -tf.reduce_sum((known - found) ** 2, -1)
             answer["valid"] &= tf.reduce_all(known == raw_action, -1)
-            return answer | {"log_prob": log_prob, "entropy": tf.zeros_like(log_prob)}
+            return answer | {"log_prob": log_prob, "entropy": tf.ones_like(log_prob)}
 
         def distribution(observation):
             found, answer = mean(observation)
@@ -163,6 +163,7 @@ def keras_inside(served, parts):
 
 
 FILE = str(Path(__file__))
+NOTHING = tf.IndexedSlices(tf.zeros([1, 2]), tf.constant([0]))
 # What breaks the model: the rule that has to name it, and words of the reason.
 BROKEN = {
     "missing_signature": (without("evaluate"), "the_signatures_are_there", "evaluate is missing"),
@@ -195,17 +196,47 @@ BROKEN = {
         "ReadFile",
     ),
     "counter": (keeps_count, "the_same_request_has_one_answer", "value was another the second time"),
+    "variable_changed": (
+        lambda s, p: one(lambda a, i: {"value": a["value"] + tf.reduce_sum(s.w.scatter_sub(NOTHING)) * 0})(s, p),
+        "nothing_in_it_needs_a_machine",
+        "ResourceScatterSub has a state outside of the request",
+    ),
+    "no_action": (
+        lambda s, p: also(p, "sample", lambda answer, _: {k: v for k, v in answer.items() if k != "action"}),
+        "the_signatures_are_there",
+        "sample has no output action",
+    ),
+    "partly_valid": (
+        every(lambda a, i: a | {"valid": a["valid"] | tf.math.is_finite(tf.reduce_max(i["observation"], -1))}),
+        "any_request_gets_finite_actions",
+        "valid is true where observation is -inf",
+    ),
+    "never_valid": (
+        every(lambda a, i: a | {"valid": tf.zeros_like(a["valid"])}),
+        "any_request_gets_finite_actions",
+        "valid is false for ordinary numbers",
+    ),
+    "valid_as_others": (
+        every(lambda a, i: a | {"valid": tf.fill(tf.shape(a["valid"]), tf.reduce_all(a["valid"]))}),
+        "any_request_gets_finite_actions",
+        "valid is false for rows beside one",
+    ),
+    "count_of_rows": (
+        one(lambda a, i: {"x": tf.zeros_like(a["value"], tf.int64) + tf.cast(tf.shape(a["value"])[0] > 1, tf.int64)}),
+        "rows_do_not_know_their_batch",
+        "x is another",
+    ),
     "stored_twice": (stored_twice, "variables_are_stored_once", "hold the same numbers"),
     "keras": (keras_inside, "every_signature_answers", "serving_default"),
     "nan": (
         one(lambda a, i: {"action": i["observation"][:, :2]}),
         "any_request_gets_finite_actions",
-        "action is not finite for nan",
+        "action is not finite where observation is nan",
     ),
     "always_valid": (
         every(lambda a, i: a | {"valid": tf.ones_like(a["valid"])}),
         "any_request_gets_finite_actions",
-        "valid is true for NaN",
+        "valid is true where observation is nan",
     ),
     "batch_mean": (
         one(lambda a, i: {"action": a["action"] - tf.reduce_mean(a["action"], 0)}),
@@ -216,7 +247,7 @@ BROKEN = {
     "seed_ignored": (
         lambda s, p: also(p, "sample", lambda a, i: a | {n: a["raw_action"] * 0 for n in ("action", "raw_action")}),
         "the_same_request_has_one_answer",
-        "another seed draws the same actions",
+        "rows with seeds of their own draw the same action",
     ),
 }
 

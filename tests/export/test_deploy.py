@@ -67,4 +67,5 @@ def test_kubernetes_is_unprivileged_and_probed():
 def test_batches_are_of_the_sizes_that_are_warmed_up():
     text = (DEPLOY / "config/batching.config").read_text()
     assert [int(line.split()[1]) for line in text.splitlines() if line.startswith("allowed_batch_sizes")] == [1, 8, 32]
-    assert "max_batch_size { value: 32 }" in text
+    assert "max_execution_batch_size { value: 32 }" in text
+    assert "enable_large_batch_splitting { value: true }" in text

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import http.server
 import json
 import os
 import shutil
@@ -12,15 +13,19 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+import grpc
 import gymnasium as gym
 import numpy as np
 import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from export import client
+from export import check, client
 from tests import exports
 from tests.spaces_table import NETWORKS
-from tests.test_combinations import ALL
+from tests.test_combinations import ALL, SOME
 from trpo_tf.config import ServeConfig, UsageError
 from trpo_tf.run import saved_model, server
 
@@ -128,6 +133,20 @@ def native_answer(native, exported, signature, inputs):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no g++ to build export/native with")
+def test_a_cpp_program_answers_as_the_policy(base, tmp_path):
+    command = ["make", "-C", str(NATIVE), f"PYTHON={sys.executable}", f"OUT={tmp_path}", f"{tmp_path}/policy_cc"]
+    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run([tmp_path / "policy_cc", base / "1", *map(str, ROW)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = {name: [float(x) for x in numbers] for name, *numbers in map(str.split, done.stdout.splitlines())}
+    expected = saved_model.LoadedPolicy(base).predict(ROW)
+    assert said.keys() == {"action", "value"}
+    for name, numbers in said.items():
+        np.testing.assert_allclose(numbers, np.ravel(expected[name]), rtol=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ALL, ids="-".join)
 def test_every_combination_is_served_as_the_policy_answers(case, native, tmp_path):
     action, observation, network = case
@@ -140,6 +159,11 @@ def test_every_combination_is_served_as_the_policy_answers(case, native, tmp_pat
     loaded = saved_model.LoadedPolicy(exported.path)
     exports.check(exported, lambda *request: served_answer(loaded, exported, *request))
     exports.check(exported, lambda *request: native_answer(native, exported, *request))
+    if case in SOME:
+        start = time.monotonic()
+        reasons = {rule: reason for rule, reason in check.check(exported.path).items() if reason}
+        assert not reasons
+        assert time.monotonic() - start < 30
 
 
 # ---- One policy for what does not depend on its spaces. ----
@@ -151,10 +175,24 @@ def base(tmp_path_factory):
     return exports.make("gaussian", tmp_path_factory.mktemp("base")).path.parent
 
 
-@pytest.fixture(scope="module")
-def address(base):
-    with serving(base) as (_, rest_port, grpc_port):
-        yield rest_port, grpc_port
+class Address(NamedTuple):
+    """The ports of a server of `base`, and whether it is ours, whose words are known."""
+
+    rest: int
+    grpc: int
+    ours: bool = True
+
+
+@pytest.fixture(scope="module", params=["local", BINARY])
+def address(base, request):
+    if request.param == BINARY:
+        if not shutil.which(BINARY):
+            pytest.skip(f"no {BINARY} on the PATH")
+        with tf_serving(base) as urls:
+            yield Address(*(int(url.rpartition(":")[2]) for url in urls.values()), False)
+    else:
+        with serving(base) as (_, rest_port, grpc_port):
+            yield Address(rest_port, grpc_port)
 
 
 def post(port, body, path="/v1/models/policy:predict"):
@@ -198,11 +236,68 @@ def test_a_bad_request_is_told_why_and_the_next_one_is_answered(address, kind):
     body, status, words = BAD[kind]
     got, answer = post(address[0], body if isinstance(body, str) else json.dumps(body))
     assert got == status
-    assert words in answer["error"]
+    assert words in answer["error"] or not address.ours
     assert post(address[0], json.dumps({"instances": [ROW]}))[0] == 200
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e39", "-1e400"])
+def requests_over_grpc(change):
+    """A sound request of serving_default over gRPC, changed."""
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "policy"
+    request.inputs["observation"].CopyFrom(tf.make_tensor_proto([ROW]))
+    change(request)
+    return request
+
+
+def given(value, name="observation"):
+    return lambda request: request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+
+
+def a_million_rows_in_few_bytes(request):
+    tensor = request.inputs["observation"]
+    tensor.Clear()
+    tensor.dtype, tensor.float_val[:] = 1, [0.5]
+    for size in (10**7, 3):
+        tensor.tensor_shape.dim.add(size=size)
+
+
+BAD_OVER_GRPC = {
+    "rank": (given(np.float32(ROW)), "INVALID_ARGUMENT", "shape [3]"),
+    "width": (given(np.float32([ROW[:2]])), "INVALID_ARGUMENT", "shape [1, 2]"),
+    "type": (given(np.float64([ROW])), "INVALID_ARGUMENT", "float64"),
+    "strings": (given([["a", "b", "c"]]), "INVALID_ARGUMENT", "is object"),
+    "empty": (given(np.zeros((0, 3), np.float32)), "INVALID_ARGUMENT", "empty"),
+    "missing": (lambda request: request.inputs.clear(), "INVALID_ARGUMENT", "missing: [observation]"),
+    "unknown": (given(np.float32([ROW]), "image"), "INVALID_ARGUMENT", "unknown: [image]"),
+    "signature": (lambda r: setattr(r.model_spec, "signature_name", "mode"), "FAILED_PRECONDITION", '"mode" not found'),
+    "model": (lambda r: setattr(r.model_spec, "name", "other"), "NOT_FOUND", "other"),
+    "version": (lambda r: setattr(r.model_spec.version, "value", 7), "NOT_FOUND", "7"),
+    "huge": (a_million_rows_in_few_bytes, "INVALID_ARGUMENT", "more than 33554432 bytes"),
+    "64_mib": (given(np.zeros((1 << 24, 1), np.float32)), "RESOURCE_EXHAUSTED", "larger than max"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_OVER_GRPC)
+def test_a_bad_request_over_grpc_is_told_why_and_the_next_one_is_answered(address, kind):
+    change, status, words = BAD_OVER_GRPC[kind]
+    with grpc.insecure_channel(f"127.0.0.1:{address.grpc}", [("grpc.max_send_message_length", -1)]) as channel:
+        ask = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict
+        with pytest.raises(grpc.RpcError) as raised:
+            ask(requests_over_grpc(change), timeout=30)
+        if address.ours:
+            assert raised.value.code().name == status
+            assert words in raised.value.details()
+        assert ask(requests_over_grpc(given(np.float32([ROW])))).outputs["action"].tensor_shape.dim[0].size == 1
+
+
+@pytest.mark.parametrize("number", ["1e39", "-1e39", str(2**30)])
+def test_numbers_that_the_type_does_not_hold_are_refused(address, number):
+    status, answer = post(address[0], f'{{"instances": [[{number}, {number}, {number}]]}}')
+    assert status == 400
+    assert "float32 does not hold" in answer["error"] or not address.ours
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
 def test_numbers_that_are_none_get_a_finite_action_and_are_told(address, number):
     status, answer = post(address[0], f'{{"instances": [[{number}, 0.2, 0.3]]}}')
     assert status == 200
@@ -213,14 +308,24 @@ def test_numbers_that_are_none_get_a_finite_action_and_are_told(address, number)
 
 def test_a_body_that_is_too_large_is_refused(address):
     status, answer = post(address[0], b" " * (64 << 20))
-    assert (status, answer["error"]) == (413, "a request may have 33554432 bytes")
+    if address.ours:
+        assert (status, answer["error"]) == (413, "a request may have 33554432 bytes")
     assert post(address[0], json.dumps({"instances": [ROW]}))[0] == 200
 
 
-@pytest.mark.parametrize("path", ["/v1/models/other:predict", "/v1/models/policy/versions/7:predict", "/v1/nothing"])
-def test_what_is_not_there_is_404(address, path):
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/v1/models/other:predict", 404),
+        ("/v1/models/policy/versions/7:predict", 404),
+        ("/v1/models/policy/versions/0:predict", 404),
+        ("/v1/nothing", 400),
+        ("/v1/models/policy", 400),  # is asked by GET
+    ],
+)
+def test_what_is_not_there_is_told(address, path, expected):
     status, answer = post(address[0], json.dumps({"instances": [ROW]}), path)
-    assert status == 404
+    assert status == expected
     assert answer["error"]
 
 
@@ -267,30 +372,79 @@ def test_no_server_is_one_line_within_the_deadline(scheme):
     assert time.monotonic() - start < 5
 
 
-def test_a_version_is_exchanged_under_load_without_an_error(tmp_path):
-    first, second = (exports.make("gaussian", tmp_path / name) for name in ("a", "b"))
-    del second
-    base = tmp_path / "base"
-    shutil.copytree(first.path, base / "1")
-    obs = first.obs["observation"][0]
-    swapped, failures, seen = threading.Event(), [], []
+class Sluggish(http.server.BaseHTTPRequestHandler):
+    """Answers everything after a while, and that it is somebody else."""
 
-    def ask(port):
-        policy = client.Policy(f"http://127.0.0.1:{port}")
+    def do_GET(self):
+        time.sleep(0.8)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.server.answer)
+
+    do_POST = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def sluggish():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Sluggish) as server_:
+        server_.answer = json.dumps({"model_version_status": [{"version": "1", "state": "AVAILABLE"}]}).encode()
+        threading.Thread(target=server_.serve_forever, daemon=True).start()
+        yield server_
+        server_.shutdown()
+
+
+def test_the_deadline_is_that_of_all_that_a_call_asks(sluggish):
+    start = time.monotonic()
+    with pytest.raises(client.ServingError):
+        client.Policy(f"http://127.0.0.1:{sluggish.server_port}", deadline=1.0).action(ROW)
+    assert time.monotonic() - start < 1.7, "three answers take 2.4 s"
+
+
+@pytest.mark.parametrize("answer", [b"[1]", b"{}", b"<html>", b'{"metadata": []}'])
+def test_an_answer_of_something_else_is_a_serving_error(sluggish, answer):
+    sluggish.answer = answer
+    with pytest.raises(client.ServingError):
+        client.Policy(f"http://127.0.0.1:{sluggish.server_port}", version=1, deadline=1.0).action(ROW)
+
+
+def test_the_client_does_not_bend_numbers(address):
+    policy = client.Policy(f"http://127.0.0.1:{address.rest}")
+    for seed in ([2**40 + 5, 0], [0.5, 0], [float("nan"), 0]):
+        with pytest.raises(ValueError, match="seed holds numbers that int32 does not"):
+            policy.sample(ROW, seed)
+
+
+def test_a_version_is_exchanged_under_load_without_an_error(tmp_path):
+    made, base = exports.make("gaussian", tmp_path / "a"), tmp_path / "base"
+    shutil.copytree(made.path, base / "1")
+    made.policy.network.assign(0.5 * made.policy.network.theta())
+    changed = saved_model.save(made.policy, 3 * exports.SCALE, exports.METADATA, tmp_path / "b")
+    obs = made.obs["observation"][0]
+    expected = {n: saved_model.LoadedPolicy(path).predict(obs) for n, path in ((1, made.path), (2, changed))}
+    assert all(abs(expected[1][name] - expected[2][name]).min() > 1e-3 for name in ("action", "value"))
+    swapped, failures, seen = threading.Event(), [], set()
+
+    def ask(url):
+        policy = client.Policy(url)
         try:
             while not (swapped.is_set() and policy.version == 2):
                 answer = policy.predict(obs)
-                seen.append((policy.version, round(float(answer["value"]), 4)))
-        except Exception as error:
+                seen.add((url[:4], policy.version))
+                for name, value in expected[policy.version].items():
+                    np.testing.assert_allclose(answer[name], value, rtol=1e-5, atol=1e-5)
+        except BaseException as error:
             failures.append(error)
 
-    with serving(base) as (model, rest_port, _):
-        threads = [threading.Thread(target=ask, args=(rest_port,)) for _ in range(4)]
+    with serving(base) as (model, rest_port, grpc_port):
+        urls = 2 * [f"http://127.0.0.1:{rest_port}", f"grpc://127.0.0.1:{grpc_port}"]
+        threads = [threading.Thread(target=ask, args=(url,)) for url in urls]
         for thread in threads:
             thread.start()
         time.sleep(0.5)
-        changed = exports.make("rescaled", tmp_path / "c")
-        changed.path.rename(base / "2")
+        changed.rename(base / "2")
         deadline = time.monotonic() + 30
         while model.number != 2 and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -298,8 +452,7 @@ def test_a_version_is_exchanged_under_load_without_an_error(tmp_path):
         for thread in threads:
             thread.join(30)
     assert not failures
-    assert {version for version, _ in seen} == {1, 2}
-    assert len(set(seen)) == 2, "every answer is wholly of one version"
+    assert seen == {("http", 1), ("http", 2), ("grpc", 1), ("grpc", 2)}
 
 
 def test_a_version_that_cannot_be_loaded_leaves_the_old_one(base, tmp_path, capsys):

@@ -1,10 +1,12 @@
 """Policies as SavedModels for strangers, written as numbered versions with requests to warm up; and their loader."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,10 @@ def save(policy: Policy, reward_scale: float, metadata: dict[str, Any], export_d
     """
     export_dir.mkdir(parents=True, exist_ok=True)
     for left in export_dir.glob(".export.*.tmp"):
-        if time.time() - left.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
-    temporary = export_dir / f".export.{os.getpid()}.tmp"
+        with contextlib.suppress(FileNotFoundError):  # another exporter's, which has just got its number
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
+    temporary = export_dir / f".export.{uuid.uuid4().hex}.tmp"
     try:
         served = Served(policy)
         functions = Signatures(policy, served, reward_scale).concrete()

@@ -8,6 +8,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import json
+import math
 import signal
 import threading
 from pathlib import Path
@@ -33,7 +34,7 @@ from trpo_tf.run.saved_model import WARM_UP, versions
 
 _LARGEST = 32 << 20  # bytes of a request
 _THREADS = 4
-_HTTP = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 413, "UNAVAILABLE": 503, "INTERNAL": 500}
+_HTTP = {"INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "NOT_FOUND": 404}
 
 
 class Refusal(Exception):
@@ -77,7 +78,7 @@ class Version:
         """
         name = name or "serving_default"
         if name not in self.signatures:
-            raise Refusal("INVALID_ARGUMENT", f'Serving signature name: "{name}" not found in signature def')
+            raise Refusal("FAILED_PRECONDITION", f'Serving signature name: "{name}" not found in signature def')
         return self.signatures[name]
 
     def predict(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -227,8 +228,11 @@ def _array(name: str, value, dtype: int) -> np.ndarray:
         limits = np.iinfo(wanted)
         if x.min() < limits.min or x.max() > limits.max:
             raise Refusal("INVALID_ARGUMENT", f"{name} has numbers outside of {np.dtype(wanted).name}")
-    with np.errstate(over="ignore"):
-        return x.astype(wanted)
+    if np.dtype(wanted).kind == "f" and x.size:
+        most = 2**24 if x.dtype.kind in "iu" else np.finfo(wanted).max  # the whole numbers that float32 knows apart
+        if (np.isfinite(x) & (np.abs(x) > most)).any():
+            raise Refusal("INVALID_ARGUMENT", f"{name} has numbers that {np.dtype(wanted).name} does not hold")
+    return x.astype(wanted)
 
 
 def rest(model: Model) -> web.Application:
@@ -236,7 +240,7 @@ def rest(model: Model) -> web.Application:
 
     def asked(request) -> tuple[str, int]:
         number = request.match_info.get("version", "0")
-        if len(number) > 18:
+        if len(number) > 18 or ("version" in request.match_info and int(number) == 0):
             raise Refusal("NOT_FOUND", f"there is no version {number}")
         return request.match_info["name"], int(number)
 
@@ -275,10 +279,10 @@ def rest(model: Model) -> web.Application:
             return web.json_response({"error": str(refusal)}, status=_HTTP[refusal.code])
         except web.HTTPRequestEntityTooLarge:
             return web.json_response({"error": f"a request may have {_LARGEST} bytes"}, status=413)
-        except web.HTTPException as error:
-            return web.json_response(
-                {"error": f"Malformed request: {request.method} {request.path}"}, status=error.status
-            )
+        except web.HTTPException:
+            return web.json_response({"error": f"Malformed request: {request.method} {request.path}"}, status=400)
+        except Exception as error:
+            return web.json_response({"error": f"{type(error).__name__}: {first_line(error)}"}, status=500)
 
     application = web.Application(middlewares=[errors], client_max_size=_LARGEST)
     for place in (r"/v1/models/{name:[^/:]+}", r"/v1/models/{name:[^/:]+}/versions/{version:\d+}"):
@@ -314,12 +318,12 @@ class _Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_ser
     def Predict(self, request, context):
         """Answers a PredictRequest."""
         with _refusing(context):
-            version = self._find(request.model_spec)
+            version, signature = self._find(request.model_spec), request.model_spec.signature_name
+            version.signature(signature)
             try:
-                inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+                inputs = {name: _tensor(name, value) for name, value in request.inputs.items()}
             except (TypeError, ValueError) as error:
                 raise Refusal("INVALID_ARGUMENT", str(error)) from None
-            signature = request.model_spec.signature_name
             answer = predict_pb2.PredictResponse()
             for name, value in version.predict(signature, inputs).items():
                 if not request.output_filter or name in request.output_filter:
@@ -358,6 +362,14 @@ class _Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_ser
         spec.name = self._model.name
         spec.version.value = version.number
         return spec
+
+
+def _tensor(name: str, value) -> np.ndarray:
+    """A tensor of a request; a few bytes of one may stand for any number of rows."""
+    count = math.prod(d.size for d in value.tensor_shape.dim)
+    if count * max(1, tf.as_dtype(value.dtype).size or 1) > _LARGEST:
+        raise Refusal("INVALID_ARGUMENT", f"{name} has {count} numbers, more than {_LARGEST} bytes")
+    return tf.make_ndarray(value)
 
 
 @contextlib.contextmanager
