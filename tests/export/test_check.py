@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from export import check
+from tests import exports
 from tests.exports import METADATA
 from trpo_tf.run import saved_model
 
@@ -108,6 +109,14 @@ def sound(tmp_path_factory):
 
 def test_a_sound_model_passes(sound):
     assert not any(reasons(sound).values()), reasons(sound)
+
+
+@pytest.mark.parametrize("scale", [3.0, 1000.0])
+def test_a_policy_that_is_sure_of_its_choices_passes(tmp_path, scale):
+    made = exports.make("categorical", tmp_path / "made", 8)
+    made.policy.network.assign(scale * made.policy.network.theta())
+    path = saved_model.save(made.policy, 1.0, METADATA, tmp_path / "sure")
+    assert not any(reasons(path).values()), reasons(path)
 
 
 def every(change):

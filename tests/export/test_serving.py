@@ -5,6 +5,7 @@ import http.client
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -139,11 +140,11 @@ def test_a_cpp_program_answers_as_the_policy(base, tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     done = subprocess.run([tmp_path / "policy_cc", base / "1", *map(str, ROW)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    said = {name: [float(x) for x in numbers] for name, *numbers in map(str.split, done.stdout.splitlines())}
+    said = {line.split()[0]: re.findall(r"-?[\d.]+(?:e-?\d+)?", line) for line in done.stdout.splitlines()}
     expected = saved_model.LoadedPolicy(base).predict(ROW)
     assert said.keys() == {"action", "value"}
     for name, numbers in said.items():
-        np.testing.assert_allclose(numbers, np.ravel(expected[name]), rtol=1e-4)
+        np.testing.assert_allclose(np.array(numbers, float), np.ravel(expected[name]), rtol=1e-4)
 
 
 @pytest.mark.slow
