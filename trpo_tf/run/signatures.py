@@ -14,7 +14,7 @@ class Served(tf.Module):
 
     def __init__(self, policy: Policy):
         super().__init__(name="served")
-        self.normalizer = policy.normalizer
+        self.normalizer = policy.normalizer if policy.encoder.vectors else None  # images are not normalised
         self.policy_variables, self.policy_fixed = _copies(policy.network.model)
         self.value_variables, self.value_fixed = _copies(policy.value_network.model)
 
