@@ -132,17 +132,17 @@ class Model:
             raise Failed(f"{signature}: {reason[:200]}") from None
 
     def request(self, signature: str, seed: int = 0) -> dict[str, np.ndarray]:
-        """Inputs of a signature: random floats, whole numbers of warm-up requests, a raw_action that was sampled."""
+        """Inputs of a signature: random floats, states and whole numbers of warm-up requests, a sampled raw_action."""
         random, inputs, known = np.random.default_rng(seed), {}, self._recorded(signature)
         for name, info in sorted(self.signatures[signature].inputs.items()):
             shape = (self.rows, *(max(d.size, 1) for d in info.tensor_shape.dim[1:]))
             dtype = tf.as_dtype(info.dtype)
             if name == "raw_action" and "sample" in self.signatures:
                 inputs[name] = self.run("sample", self.request("sample", seed)).get("raw_action")
+            elif name in known and name != "seed" and (not dtype.is_floating or name.endswith("_state")):
+                inputs[name] = np.resize(known[name], shape)  # not every number is one of a Discrete space, or a state
             elif dtype.is_floating:
                 inputs[name] = random.normal(size=shape).astype(dtype.as_numpy_dtype)
-            elif name in known and name != "seed":
-                inputs[name] = np.resize(known[name], shape)
             elif dtype == tf.string:
                 inputs[name] = np.full(shape, b"")
             else:

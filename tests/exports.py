@@ -62,7 +62,7 @@ def build(name, action, changes, directory, rows) -> Exported:
     policy = Policy(space, action_space, Config(env="x", hidden_sizes=(8,), init_log_std=0.5, **settings, **changes), 3)
     rng = np.random.default_rng(0)
     given = sampled(space, rows)
-    given |= {name: rng.normal(size=(rows, size)).astype(np.float32) for name, size in policy.states.items()}
+    given |= {name: rng.uniform(-1, 1, (rows, size)).astype(np.float32) for name, size in policy.states.items()}
     obs = {name: x.astype(policy.specs[name][1]) for name, x in given.items()}
     if policy.normalizer.enabled.any():
         policy.normalizer.commit(policy.encoder.vector(obs), tf.ones(rows))

@@ -129,6 +129,8 @@ class Memory(keras.layers.Layer):
         recurrent = orthogonal(1.0, seed + 500)
         self.cell = _CELLS[kind](units, kernel_initializer=kernel, recurrent_initializer=recurrent, name="cell")
         self.state_size = int(np.sum(self.cell.state_size))
+        # Of any state that it makes: a GRU's is a mean of hyperbolic tangents, an LSTM's may grow by 1 in every step.
+        self.largest_state = 2.0 if kind == "gru" else 1e6
 
     def build(self, x_shape, state_shape, is_first_shape):
         """Creates the cell's weights."""

@@ -92,7 +92,7 @@ def _appear(temporary: Path, export_dir: Path) -> Path:
 def _examples(policy: Policy, rows: int) -> dict[str, np.ndarray]:
     """Inputs of signatures, [rows, ...] each: observations drawn from their space, states and seeds made up."""
     random, inputs = np.random.default_rng(0), policy.encoder.sample(rows)
-    inputs |= {name: random.normal(size=(rows, size)).astype(np.float32) for name, size in policy.states.items()}
+    inputs |= {name: random.uniform(-1, 1, (rows, size)).astype(np.float32) for name, size in policy.states.items()}
     numbers = np.arange(rows, dtype=np.int32)
     return inputs | {"seed": np.stack([numbers, 7 * numbers], 1), "batch": numbers}
 

@@ -6,8 +6,6 @@ import tensorflow as tf
 
 from trpo_tf.policy.policy import Policy
 
-_BOUND = 1e6  # of states that a request brings
-
 
 class Served(tf.Module):
     """The tracked part: plain variables only. A Keras model in here would load everywhere and then fail to answer."""
@@ -121,7 +119,9 @@ class Signatures:
         """What networks take, finite whatever was sent, and which rows [batch] were sound."""
         encoder, valid = self._policy.encoder, self._policy.encoder.valid(obs)
         for name in self._policy.states:
-            known = tf.where(tf.math.is_nan(obs[name]), 0.0, tf.clip_by_value(obs[name], -_BOUND, _BOUND))
+            network = self._policy.network if name == "policy_state" else self._policy.value_network
+            bound = network.model.memory.largest_state
+            known = tf.where(tf.math.is_nan(obs[name]), 0.0, tf.clip_by_value(obs[name], -bound, bound))
             valid &= tf.reduce_all(known == obs[name], -1)
             obs = obs | {name: known}
         features = encoder(obs)
