@@ -39,7 +39,7 @@ CASES = {
     "squashed": ("bytes", "squashed", {}),
     "masked": ("masked", "dict", {}),
 }
-SLOWER = ("rescaled", "matrix", "squashed", "memory", "discrete")
+SLOWER = ("rescaled", "matrix", "squashed", "memory", "discrete", "beta", "masked")
 MASKED = gym.spaces.Dict({"x": OBSERVATIONS["box"], "action_mask": gym.spaces.MultiBinary(7)})
 
 

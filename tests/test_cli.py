@@ -1,8 +1,8 @@
 """The commands as a user runs them: exit codes, one line on stderr, nothing left behind."""
 
-import importlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -64,9 +64,9 @@ def test_usage_errors_are_one_line_and_leave_nothing(name, args, message, tmp_pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TRPO_TF_TRACEBACK", raising=False)
     monkeypatch.setattr(sys, "argv", [name, *args])
-    module = importlib.import_module(f"trpo_tf.{name}")
+    main = runpy.run_module(f"trpo_tf.{name}")["main"]  # importing it would put it in the place of trpo_tf.train
     with pytest.raises(SystemExit) as exit_:
-        cli.run(module.main, COMMANDS[name], name, "")
+        cli.run(main, COMMANDS[name], name, "")
     assert exit_.value.code == 2
     said = capsys.readouterr().err
     lines = last_line(said)

@@ -11,7 +11,7 @@ from tests.spaces_table import ACTIONS, IMAGES, NETWORKS, OBSERVATIONS
 from trpo_tf.config import Config
 from trpo_tf.policy.actor import Actor
 from trpo_tf.policy.policy import Policy
-from trpo_tf.run.saved_model import LoadedPolicy
+from trpo_tf.run import saved_model
 from trpo_tf.trainer import Agent
 
 ALL = [
@@ -53,6 +53,7 @@ def eagerly(wanted):
 )
 def test_two_updates_and_the_answers_of_the_export(case, tmp_path, monkeypatch):
     monkeypatch.setattr(Policy, "compiled", False)  # XLA takes longer to compile than all the rest
+    monkeypatch.setattr(saved_model, "_WARM_UP_ROWS", (1,))
     action, observation, network = case
     masked = action in ("discrete", "multi_discrete", "dict") and ALL.index(case) % 2 == 0
     options = f"observation='{observation}',action='{action}',masked={masked}"
@@ -88,7 +89,7 @@ def test_two_updates_and_the_answers_of_the_export(case, tmp_path, monkeypatch):
     acted = agent.collector._actor(first, np.zeros((3, policy.family.noise_size), np.float32) + 0.5)[0]
     params = policy.params(policy.network.theta(), policy.preprocess({k: tf.constant(v) for k, v in first.items()}))
     assert float(tf.reduce_max(tf.abs(policy.family.kl(tf.constant(acted), params)))) < 1e-5
-    loaded = LoadedPolicy(agent.export(tmp_path))
+    loaded = saved_model.LoadedPolicy(agent.export(tmp_path))
     obs = {name: first[name] for name in policy.encoder.leaves}
     is_first = np.ones(3, bool)
     ours, theirs = Actor(policy).player()(obs, is_first), loaded.player()(obs, is_first)

@@ -103,7 +103,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("kind", list(OTHERS))
+@pytest.mark.parametrize("kind", ["memory", "hybrid", pytest.param("masked", marks=pytest.mark.slow)])
 def test_runs_of_other_spaces_and_networks_go_on_to_the_bit(tmp_path, tiny, kind, monkeypatch, capsys):
     """Two updates after a boundary: the actions since then are replayed, the states are in the checkpoint."""
     monkeypatch.setattr(Policy, "compiled", False)  # XLA takes long to compile what is unrolled
