@@ -11,6 +11,7 @@ import trpo_tf
 from trpo_tf.config import Config
 
 RECIPES = sorted((Path(__file__).parents[2] / "flags").glob("*.flags"))
+SLOWER = ("ant", "half_cheetah", "swimmer")  # other numbers of what mujoco.flags has
 # where no env is set
 ENVS = {"box2d": "LunarLander-v3", "classic_control": "CartPole-v1", "inverted_pendulum": "InvertedPendulum-v5"}
 
@@ -28,7 +29,10 @@ def config(recipe, **changes):
     return Config(**({"env": ENVS.get(recipe.stem, "Hopper-v5")} | given | changes))
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in SLOWER else ()) for path in RECIPES],
+)
 def test_recipe_trains_two_updates(recipe, tmp_path):
     made = config(recipe, total_steps=1, run_dir=str(tmp_path / "run"), final_eval_episodes=0)
     two = made.num_envs * made.time_steps + 1

@@ -307,7 +307,7 @@ def test_max_step_counts_natural_gradients_of_the_return_in_its_deviations(tiny,
         ("Pendulum-v1", {}),
         ("CartPole-v1", {"fisher_fraction": 0.4}),
         ("Pendulum-v1", {"network": "gru", "sequence_length": 4, "share_torso": True, "fisher_fraction": 0.4}),
-        ("CartPole-v1", {"network": "lstm", "sequence_length": 4}),
+        pytest.param("CartPole-v1", {"network": "lstm", "sequence_length": 4}, marks=pytest.mark.slow),
     ],
 )
 def test_chunks_change_nothing_but_rounding(tiny, env, settings, monkeypatch):
