@@ -38,24 +38,10 @@ SIGNATURES = {  # what each needs beside the observation, and has to give
 }
 NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 TYPES = {tf.float32, tf.int8, tf.uint8, tf.int16, tf.int32, tf.int64, tf.bool, tf.string}  # that JSON can carry
-FORBIDDEN = {
+FORBIDDEN = {  # beside what TensorFlow calls stateful, for which ALLOWED has the exceptions
     "runs Python, which a server has not": {"PyFunc", "PyFuncStateless", "EagerPyFunc", "NumpyFunction"},
-    "draws random numbers from a state of its own": {
-        "RandomUniform", "RandomUniformInt", "RandomStandardNormal", "ParameterizedTruncatedNormal", "TruncatedNormal",
-        "RandomGamma", "RandomPoisson", "RandomPoissonV2", "RandomShuffle", "Multinomial", "StatefulStandardNormal",
-        "StatefulStandardNormalV2", "StatefulTruncatedNormal", "StatefulUniform", "StatefulUniformFullInt",
-        "StatefulUniformInt", "StatefulRandomBinomial", "RngSkip", "RngReadAndSkip", "NonDeterministicInts",
-    },
-    "reads or writes files": {
-        "ReadFile", "WriteFile", "MatchingFiles", "WholeFileReader", "WholeFileReaderV2", "TextLineReader",
-        "TextLineReaderV2", "TFRecordReader", "TFRecordReaderV2", "InitializeTableFromTextFile",
-        "InitializeTableFromTextFileV2", "Save", "SaveV2", "SaveSlices", "Restore", "RestoreV2", "PrintV2", "Print",
-        "SaveDataset", "SaveDatasetV2", "LoadDataset", "TFRecordDataset", "TextLineDataset",
-    },
-    "changes a variable": {
-        "AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp", "ResourceScatterUpdate", "ResourceScatterAdd",
-    },
-}  # fmt: skip
+    "reads files": {"ReadFile", "MatchingFiles"},
+}
 ALLOWED = {  # of the operations that TensorFlow calls stateful
     "Assert", "Case", "If", "PartitionedCall", "Placeholder", "PlaceholderWithDefault", "ReadVariableOp",
     "StatefulPartitionedCall", "VarHandleOp", "VarIsInitializedOp", "While",
