@@ -32,6 +32,7 @@ setup(
         "threadpoolctl>=3.5",
     ],
     extras_require={
+        "benchmarks": ["scipy>=1.15"],  # benchmarks/compare.py
         "atari": ["ale-py>=0.11", "opencv-python-headless>=4.10"],  # EnvPool has Atari without it
         "box2d": ["gymnasium[box2d]>=1.2"],
         "serving": ["aiohttp>=3.10", "tensorflow-serving-api>=2.20"],

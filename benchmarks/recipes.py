@@ -1,5 +1,7 @@
-"""The recipes of flags/ that the benchmarks train, and what is expected of them."""
+"""The recipes of flags/ that the benchmarks train, what is expected of them, and how one is trained."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 RECIPES = Path(__file__).resolve().parents[1] / "flags"
@@ -21,3 +23,18 @@ TABLE = {
 }
 FIRST = {env: recipe for env, recipe in reversed(TABLE)}  # of each environment
 BEST = dict(TABLE.keys())  # the last of each environment
+
+
+def trained(run_dir: Path, env: str, recipe: str, seed: int, more: tuple[str, ...] = ()) -> Path:
+    """A finished run: one that is there, one that is resumed, or a new one with `more` flags. Returns run_dir."""
+    if (run_dir / "evaluation.json").exists():
+        return run_dir
+    command = [sys.executable, "-m", "trpo_tf.train", f"--run_dir={run_dir}"]
+    if any((run_dir / "checkpoints").glob("update_*")):
+        command.append("--resume")
+    else:
+        steps, _ = TABLE[env, recipe]
+        command += [f"--flagfile={RECIPES / recipe}.flags", f"--env={env}", f"--seed={seed}", f"--total_steps={steps}"]
+        command += more
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return run_dir

@@ -16,13 +16,11 @@ import csv
 import itertools
 import json
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from absl import app, flags
-from recipes import FIRST, RECIPES, TABLE
+from recipes import FIRST, TABLE, trained
 
 from trpo_tf.run.metrics import read_csv
 
@@ -40,22 +38,9 @@ flags.DEFINE_integer("jobs", 1, "runs at a time; more than one spoils the speeds
 
 def train(env: str, recipe: str, seed: int, work_dir: Path, varied: tuple[str, ...] = ()) -> dict:
     """One run from start to end, or from where it was interrupted. varied: a flag and its value. Returns its record."""
-    steps, _ = TABLE[env, recipe]
     name = env if recipe == FIRST[env] else f"{env}-{recipe}"
-    run_dir = work_dir / f"{'-'.join([name, *varied])}-s{seed}"
-    if not (run_dir / "evaluation.json").exists():
-        command = [sys.executable, "-m", "trpo_tf.train", f"--run_dir={run_dir}"]
-        if any((run_dir / "checkpoints").glob("update_*")):
-            command.append("--resume")
-        else:
-            command += [
-                f"--flagfile={RECIPES / recipe}.flags",
-                f"--env={env}",
-                f"--seed={seed}",
-                f"--total_steps={steps}",
-                *(["--{}={}".format(*varied)] if varied else []),
-            ]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    more = ("--{}={}".format(*varied),) if varied else ()
+    run_dir = trained(work_dir / f"{'-'.join([name, *varied])}-s{seed}", env, recipe, seed, more)
     rows = read_csv(run_dir / "progress.csv")
     if not varied:
         thin(rows, RESULTS / f"{name}-s{seed}.csv")

@@ -97,8 +97,16 @@ def test_a_stopped_run_goes_on_to_the_bit(undisturbed, tmp_path, tiny, monkeypat
 
 
 OTHERS = {
-    "memory": {"env": "tests.tasks:PositionCartPole-v0", "network": "gru", "sequence_length": 4},
-    "hybrid": {"env": "tests.tasks:Hybrid-v0", "action_distribution": "squashed_gaussian"},
+    "memory": {"env": "tests.tasks:PositionCartPole-v0", "network": "gru", "sequence_length": 4, "pipeline": True},
+    "hybrid": {
+        "env": "tests.tasks:Hybrid-v0",
+        "action_distribution": "squashed_gaussian",
+        "reuse": 2,
+        "reuse_weights": "optimal",
+        "behavior_lag": 2,
+        "radius": "adaptive",
+        "objective": "penalty",
+    },
     "masked": {"env": "tests.tasks:MaskedInInfo-v0", "network": "lstm", "share_torso": True},
 }
 

@@ -38,7 +38,7 @@ def _field(default, group: str, text: str, low=None, high=None, choices=None, ab
 
 
 _RUN, _ENV, _POLICY = "the run", "environments", "policy and value networks"
-_ADV, _TRPO, _VALUE = "advantages", "trust region", "value fit"
+_ADV, _TRPO, _STALE, _VALUE = "advantages", "trust region", "older data", "value fit"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +150,34 @@ class Config:
     backtrack_ratio: float = _field(0.8, _TRPO, "factor between line-search candidates (rl-zoo)", above=0, below=1)
     max_backtracks: int = _field(10, _TRPO, "line-search candidates after the full step (rl-zoo)", low=0)
 
+    radius: str = _field(
+        "fixed", _TRPO, "adaptive: max_kl grows while steps gain what they promise", choices=("fixed", "adaptive")
+    )
+    min_kl: float = _field(1e-4, _TRPO, "--radius=adaptive: smallest max_kl", above=0)
+    max_kl_bound: float = _field(0.1, _TRPO, "--radius=adaptive: largest max_kl", above=0)
+    objective: str = _field(
+        "constraint",
+        _TRPO,
+        "penalty: maximise surrogate - C KL instead, C such that the KL stays around --max_kl (TRPO, section 3)",
+        choices=("constraint", "penalty"),
+    )
+
+    reuse: int = _field(
+        1, _STALE, "batches of the newest policies in an update, corrected by importance sampling", low=1, high=64
+    )
+    reuse_weights: str = _field(
+        "uniform", _STALE, "optimal: less of older batches, and more of them", choices=("uniform", "optimal")
+    )
+    pipeline: bool = _field(False, _STALE, "collect while the update runs, with a policy one update older")
+    behavior_lag: int = _field(0, _STALE, "updates that the acting policy stays behind, to study it", low=0, high=64)
+    correct_stale: bool = _field(True, _STALE, "importance sampling and V-trace; without, older rows count as new ones")
+    vtrace_rho: float = _field(1.0, _STALE, "largest ratio in value targets (Espeholt et al. 2018)", above=0)
+    vtrace_c: float = _field(1.0, _STALE, "largest ratio in traces (Espeholt et al. 2018)", above=0)
+    max_staleness: int = _field(64, _STALE, "updates after which rows are masked", low=0)
+    min_effective_sample_size: float = _field(
+        0.25, _STALE, "share of the rows below which there is no policy step", low=0, high=1
+    )
+
     value_epochs: int = _field(10, _VALUE, "passes of the value fit over the batch (measured; rl-zoo: 20)", low=0)
     value_minibatch_size: int = _field(128, _VALUE, "rows per Adam step; what is over is left out (rl-zoo)", low=1)
     value_learning_rate: float = _field(2e-3, _VALUE, "Adam's learning rate (measured; A20: 3e-4 to 1e-3)", above=0)
@@ -161,11 +189,28 @@ class Config:
             raise UsageError("--env is missing; name an environment, such as --env=Hopper-v5")
         if self.network != "mlp" and not self.hidden_sizes:
             raise UsageError(f"--network={self.network}: the memory is the last of --hidden_sizes, and there is none")
+        if self.max_staleness < self.lag:
+            raise UsageError(f"--max_staleness={self.max_staleness}: every row is {self.lag} updates old")
+        if self.radius == "adaptive" and not self.min_kl <= self.max_kl <= self.max_kl_bound:
+            raise UsageError(
+                f"--max_kl={self.max_kl}: with --radius=adaptive between --min_kl={self.min_kl} and "
+                f"--max_kl_bound={self.max_kl_bound}"
+            )
 
     @property
     def time_steps(self) -> int:
         """T, the time steps per environment and update: whole sequences."""
         return math.ceil(self.steps_per_update / self.num_envs / self.length) * self.length
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether rows of older policies are learned from."""
+        return self.reuse > 1 or self.lag > 0
+
+    @property
+    def lag(self) -> int:
+        """Updates that the policy which acts is behind the one that learns from it."""
+        return self.behavior_lag + self.pipeline
 
     @property
     def length(self) -> int:
@@ -316,5 +361,6 @@ def from_dict(values: dict[str, Any]) -> Config:
 STRUCTURE = (
     "env", "seed", "env_backend", "num_envs", "steps_per_update", "checkpoint_every", "stagger", "rescale_action",
     "hidden_sizes", "activation", "normalize_obs", "scale_reward", "network", "sequence_length", "image_encoder",
-    "layer_norm", "share_torso", "action_distribution", "env_options", "wrappers",
+    "layer_norm", "share_torso", "action_distribution", "env_options", "wrappers", "reuse",
+    "reuse_weights", "pipeline", "behavior_lag", "radius", "objective",
 )  # fmt: skip

@@ -17,6 +17,7 @@ from trpo_tf.config import STRUCTURE, Config, UsageError, from_dict, to_dict
 from trpo_tf.learner.trpo import TRPO
 from trpo_tf.policy.actor import Actor
 from trpo_tf.policy.policy import Policy
+from trpo_tf.rollout.behavior import Behavior
 from trpo_tf.rollout.collector import Collector, EnvironmentFailure
 from trpo_tf.rollout.envs import Envs, derive_seed, usable_cores
 from trpo_tf.rollout.evaluation import Evaluation, env_count, evaluate
@@ -52,13 +53,19 @@ class Agent:
         weights = derive_seed(config.seed, _WEIGHTS)
         networks = policy_network, value_network
         self.own_networks = [model is not None for model in networks]
-        self.policy = Policy(probe.observation_space, probe.action_space, config, weights, *networks)
+        spaces = probe.observation_space, probe.action_space
+        self.policy = Policy(*spaces, config, weights, *networks)
+        if config.lag and any(self.own_networks):
+            raise UsageError(
+                "--pipeline and --behavior_lag go with the networks of the flags, not with your own models"
+            )
+        self._acting = Policy(*spaces, config, weights) if config.lag else self.policy
         # One step, so that an environment that cannot work fails before anything is written.
         probe.step(Actor(self.policy).player()(probe.reset(), np.ones(1, bool)))
         self.spaces = {"observation_space": str(probe.observation_space), "action_space": str(probe.action_space)}
         probe.close()
         self.learner = TRPO(self.policy, config, derive_seed(config.seed, _LEARNER))
-        self.collector = None
+        self.collector = self.behavior = None
         self.update = 0
         self.env_steps = 0
         self.episodes = 0
@@ -72,23 +79,27 @@ class Agent:
         config = self.config
         self.collector = Collector(
             lambda update: make_envs(config, config.num_envs, derive_seed(config.seed, _TRAIN_ENVS, update), True),
-            self.policy,
+            self._acting,
             config.time_steps,
             derive_seed(config.seed, _ACTIONS),
             config.max_invalid_rows,
         )
+        self.behavior = Behavior(self.collector, self.policy, self._acting, config.behavior_lag)
 
     def step(self) -> tuple[metrics.Metrics, Future]:
         """One trajectory and one update. Returns the metrics, and those of the value fit once it has ended."""
         start = time.perf_counter()
         if "value_state" in self.policy.states:
             self.learner.wait()  # the value network acts, too: its states are stored
-        trajectory, episodes = self.collector.collect()
+        trajectory, episodes = self.behavior.collect(self.update)
+        steps = int(trajectory.mask.sum())
+        boundary = (self.update + 1) % self.config.checkpoint_every == 0  # environments are rebuilt there
+        if self.config.pipeline and not boundary and self.env_steps + steps < self.config.total_steps:
+            self.behavior.start()
         collected = time.perf_counter()
         progress = min(1.0, self.env_steps / self.config.total_steps)
         learned, fit = self.learner.update(trajectory, self.update, progress)
         end = time.perf_counter()
-        steps = int(trajectory.mask.sum())
         self.update += 1
         self.env_steps += steps
         self.episodes += len(episodes.returns)
@@ -100,7 +111,7 @@ class Agent:
             "env/episode_return": float(np.mean(self.returns)) if self.returns else None,
             "env/episode_length": float(np.mean(self.lengths)) if self.lengths else None,
             "env/episodes": self.episodes,
-            "env/invalid_rows": self.collector.invalid_rows,
+            "env/invalid_rows": self.behavior.invalid_rows,
             "eval/episode_return": None,
             "eval/episode_return_std": None,
             **learned,
@@ -130,25 +141,29 @@ class Agent:
         """Every variable of policy and learner, by name, when no value fit is under way."""
         self.learner.wait()
         keras = self.policy.network.model.named_variables() | self.policy.value_network.model.named_variables()
-        own = (*self.policy.normalizer.variables, *self.learner.reward_scaler.variables, *self.learner.adam.variables)
+        learner = self.learner
+        parts = self.policy.normalizer, learner.reward_scaler, learner.adam, learner.radius
+        own = [variable for part in parts for variable in part.variables]
         return {name: v.value for name, v in keras.items()} | {v.name: v for v in own}
 
     def checkpoint(self) -> Checkpoint:
         """The whole state, for `restore` of an agent of the same configuration."""
-        arrays = {f"variable/{name}": variable.numpy() for name, variable in self.variables().items()}
+        ahead = self.behavior.arrays()  # before the collector's: it may be at work
+        arrays = ahead | {f"variable/{name}": variable.numpy() for name, variable in self.variables().items()}
         arrays |= {
             "collector/actions": self.collector.recorded_actions(),
             **{f"collector/obs/{name}": x for name, x in self.collector.obs.items()},
             "window/returns": np.array(self.returns, np.float64),
             "window/lengths": np.array(self.lengths, np.float64),
         }
+        arrays |= self.learner.replay.arrays()
         meta = {
             "update": self.update,
             "env_steps": self.env_steps,
             "episodes": self.episodes,
             "best_return": None if np.isinf(self.best_return) else self.best_return,
             "act_count": self.collector.act_count,
-            "invalid_rows": self.collector.invalid_rows,
+            "invalid_rows": self.behavior.invalid_rows,
             "built_at": self.collector.built_at,
             "evaluation": self.evaluation,
             "backend": self.backend,
@@ -187,10 +202,12 @@ class Agent:
         self.update, self.env_steps, self.episodes = meta["update"], meta["env_steps"], meta["episodes"]
         self.best_return = -np.inf if meta["best_return"] is None else meta["best_return"]
         self.evaluation = meta["evaluation"]
+        self.learner.replay.restore(arrays)
         self.returns.extend(arrays["window/returns"].tolist())
         self.lengths.extend(arrays["window/lengths"].tolist())
         if envs:
-            self.collector.act_count, self.collector.invalid_rows = meta["act_count"], meta["invalid_rows"]
+            self.collector.act_count = meta["act_count"]
+            self.behavior.restore(arrays, meta["invalid_rows"])
             memory = {name: arrays[f"collector/obs/{name}"] for name in self.policy.specs}
             if not self.collector.replay(meta["built_at"], arrays["collector/actions"], memory):
                 metrics.warn("the environments did not repeat themselves: the run goes on, but not to the bit")
@@ -279,7 +296,7 @@ def train(config: Config, policy_network=None, value_network=None) -> Result:
         directory = RunDirectory(config)
         stack.callback(directory.close)
         agent.start()
-        stack.callback(agent.collector.close)
+        stack.callback(agent.behavior.close)
         if saved is not None:
             agent.restore(saved)
         directory.describe(config)

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 ALIGNMENT = 64  # bytes; TensorFlow takes over memory that begins at a multiple of it
 
 
@@ -19,6 +21,21 @@ class Trajectory(NamedTuple):
     terminated: Any  # [T, B] bool, never together with truncated
     truncated: Any  # [T, B] bool
     mask: Any  # [T, B] float, 1 where the row is a transition
+    behavior_params: Any = ()  # [T, B, K], the distribution that it was drawn from
+    policy_version: Any = ()  # [T, B] int32, the updates that its policy had behind it
+
+
+def pack(trajectory: Trajectory, prefix: str) -> dict[str, np.ndarray]:
+    """Its arrays by name, for a checkpoint."""
+    leaves = {f"obs/{name}": x for name, x in trajectory.obs.items()} | trajectory._asdict()
+    return {f"{prefix}/{name}": x for name, x in leaves.items() if name != "obs"}
+
+
+def unpack(arrays: dict[str, np.ndarray], prefix: str) -> Trajectory | None:
+    """The trajectory that `pack` gave these names, None where there is none; other entries are left alone."""
+    leaves = {name.removeprefix(f"{prefix}/"): x for name, x in arrays.items() if name.startswith(f"{prefix}/")}
+    obs = {name.removeprefix("obs/"): leaves.pop(name) for name in list(leaves) if name.startswith("obs/")}
+    return Trajectory(obs, **leaves) if leaves else None
 
 
 class Batch(NamedTuple):
@@ -33,7 +50,9 @@ class Batch(NamedTuple):
     advantage: Any  # [N]
     returns: Any  # [N], targets of the value network
     values: Any  # [N], its predictions before the fit
-    mask: Any  # [N]
+    mask: Any  # [N], 1 or 0; where older data is learned from, the weight of the row
+    fresh: Any = ()  # [N], its newest rows, as a mask
+    behavior_params: Any = ()  # [N, K]
 
 
 class Solution(NamedTuple):

@@ -151,9 +151,9 @@ def ten_updates():
     rows = []
     collect = agent.collector.collect
 
-    def compared():
+    def compared(*args):
         """KL from the policy that acted to the learner's, on the trajectory just made."""
-        trajectory, episodes = collect()
+        trajectory, episodes = collect(*args)
         obs, network = {"observation": trajectory.obs["observation"][:-1].reshape(-1, 3)}, agent.policy.network
         acted = agent.collector._actor(
             obs, np.zeros((trajectory.mask.size, agent.policy.family.noise_size), np.float32)
@@ -245,6 +245,18 @@ def test_nothing_retraces_after_the_first_update(ten_updates):
     learner = agent.learner
     compiled = (learner._prepare, learner._policy_step, learner._order, learner._fit_values, learner._commit)
     for function in (*compiled, agent.policy.log_prob):
+        assert function.experimental_get_tracing_count() == 1
+
+
+def test_nothing_retraces_with_older_data_and_a_radius_that_follows(tiny):
+    agent = Agent(tiny(reuse=2, reuse_weights="optimal", pipeline=True, radius="adaptive", objective="penalty"))
+    agent.start()
+    for _ in range(5):
+        agent.step()
+    learner = agent.learner
+    learner.wait()
+    agent.behavior.close()
+    for function in (learner._prepare, learner._policy_step, learner._order, learner._fit_values, learner._commit):
         assert function.experimental_get_tracing_count() == 1
 
 

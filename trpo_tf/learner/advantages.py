@@ -14,7 +14,10 @@ def weighted_sum(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
 
 
 def mean_weights(mask: tf.Tensor) -> tf.Tensor:
-    """The weights whose `weighted_sum` is the mean of the rows whose mask is 1; all 0 when there is none. Float64."""
+    """The weights whose `weighted_sum` is the mean of the rows whose mask is 1; all 0 when there is none. Float64.
+
+    Here and below, a mask may hold other weights than 1, too: the mean is weighted by them.
+    """
     mask = tf.cast(mask, tf.float64)
     return mask / tf.maximum(tf.reduce_sum(mask), 1.0)
 
@@ -29,7 +32,9 @@ def masked_mean(x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 
 def standardize(x: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """(x - mean) / std over the rows whose mask is 1; 0 elsewhere, and everywhere when they are all equal.
+    """(x - mean) / std over the rows whose mask is not 0; 0 elsewhere, and everywhere when they are all equal.
+
+    mask: 0 or 1, or the weight of a row in mean and std.
 
     Returns:
       standardised x, and std, a float64 scalar.
@@ -94,8 +99,8 @@ class RewardScaler(tf.Module):
         self.running = tf.Variable(tf.zeros([num_envs]), trainable=False, name="reward_scaler/running")
         self._gamma = gamma
 
-    def __call__(self, reward, ended, mask) -> tf.Tensor:
-        """Merges a trajectory's discounted returns, then scales its rewards. All [T, B]; reward 0 where mask is 0."""
+    def merge(self, reward, ended, mask) -> None:
+        """Takes a new trajectory's discounted returns into account. All [T, B]; reward 0 where mask is 0."""
         decay = self._gamma * (1.0 - tf.cast(ended, reward.dtype))
 
         def step(carried, row):
@@ -105,6 +110,9 @@ class RewardScaler(tf.Module):
         carried, totals = tf.scan(step, (reward, decay), (self.running.value(), self.running.value()))
         self.running.assign(carried[-1])
         self.moments.merge(tf.reshape(totals, [-1]), tf.reshape(mask, [-1]))
+
+    def __call__(self, reward) -> tf.Tensor:
+        """Rewards [...] scaled."""
         return tf.clip_by_value(reward / self.scale(), -_CLIP, _CLIP) if self.enabled else reward
 
     def reset(self) -> None:

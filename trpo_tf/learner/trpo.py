@@ -12,7 +12,16 @@ import numpy as np
 import tensorflow as tf
 
 from trpo_tf.config import Config
-from trpo_tf.learner import advantages, chunks, conjugate_gradient, fisher, trust_region, value_fit
+from trpo_tf.learner import (
+    advantages,
+    chunks,
+    conjugate_gradient,
+    fisher,
+    off_policy,
+    radius,
+    trust_region,
+    value_fit,
+)
 from trpo_tf.learner.advantages import masked_mean, mean_weights, weighted_sum
 from trpo_tf.learner.conjugate_gradient import dot
 from trpo_tf.policy.policy import Policy
@@ -48,7 +57,7 @@ def fisher_operator(network, family, theta_old, batch: Batch, fisher_rows, confi
     return fvp
 
 
-def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, max_step, config: Config):
+def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, max_step, config: Config, penalty=None):
     """Computes the new policy parameters (appendix C).
 
     Maximise the surrogate subject to mean KL(old || new) <= max_kl: the direction solves (F + damping I) x = grad by
@@ -58,12 +67,16 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
     The first length makes the KL max_kl however small the advantages are, and where they are only noise the policy
     wanders. 1 / length is the multiplier of the KL constraint; max_step bounds it from below: a unit of KL has a price.
 
+    With a penalty C, the objective is the surrogate - C KL(old || new), the minorisation of section 3, and nothing
+    bounds the KL: the full step is min(1 / C, max_step) x, where its quadratic model is largest.
+
     Args:
       network: (theta [P], obs [C, ...]) -> params [C, K]. family: of policy/distributions.py.
       theta_old: [P].
       batch: N rows, no field None; obs may have more.
       fisher_rows: [M] int32, the rows that Fisher products use; None for all.
-      max_kl, max_step: scalars, float64; nats, and multiples of x.
+      max_kl, max_step: scalars, float64; nats, and multiples of x. With a penalty, max_kl is not read.
+      penalty: C, a scalar, float64, > 0; None for the constraint.
       config: cg_iterations, cg_tolerance, cg_damping, backtrack_ratio, max_backtracks, fisher_product and fisher_chunk
         are read.
 
@@ -90,6 +103,8 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
     # x.F x is their difference, without another product, unless little is left of it but rounding.
     curvature = tf.cond(damped > 1.001 * damping, lambda: damped - damping, lambda: dot(direction, fvp(direction)))
     step_size = tf.where(curvature > 0, tf.sqrt(2.0 * max_kl / tf.where(curvature > 0, curvature, 1.0)), 0.0)
+    if penalty is not None:
+        max_kl, step_size = tf.constant(np.inf, tf.float64), tf.where(curvature > 0, 1.0 / penalty, 0.0)
     step_size = tf.minimum(step_size, max_step)
     full_step = tf.cast(step_size, theta_old.dtype) * direction
 
@@ -99,17 +114,18 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
             return surrogate(family, params, rows[0], weights), mean_kl(family, rows[1], params, weights)
 
         value, kl = chunks.add_up(part, (batch, params_old), weights, chunk)
-        return value - surrogate_old, kl
+        return value - surrogate_old - (0.0 if penalty is None else penalty * kl), kl
 
     step = trust_region.line_search(
         evaluate, theta_old, full_step, max_kl, config.backtrack_ratio, config.max_backtracks
     )
     expected = step.step_fraction * dot(grad, full_step)
-    improvement_ratio = tf.where(expected > 0, step.improvement / tf.where(expected > 0, expected, 1.0), 0.0)
+    improvement = step.improvement if penalty is None else step.improvement + penalty * step.kl
+    improvement_ratio = tf.where(expected > 0, improvement / tf.where(expected > 0, expected, 1.0), 0.0)
     logp_old = family.log_prob(params_old, batch.action)
     return step.theta, {
         "policy/kl": step.kl,
-        "policy/improvement": step.improvement,
+        "policy/improvement": improvement,
         "policy/expected_improvement": expected,
         "policy/improvement_ratio": improvement_ratio,
         "policy/step_fraction": step.step_fraction,
@@ -118,7 +134,9 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
         "policy/step_size": step_size,
         "policy/entropy": masked_mean(family.entropy(params_old), batch.mask),
         "policy/gradient_norm": tf.sqrt(dot(grad, grad)),
-        "policy/max_ratio_error": tf.reduce_max(batch.mask * tf.abs(tf.exp(logp_old - batch.behavior_logp) - 1.0)),
+        "policy/max_ratio_error": tf.reduce_max(
+            tf.where(batch.mask > 0, tf.abs(tf.exp(logp_old - batch.behavior_logp) - 1.0), 0.0)
+        ),
         "cg/residual": solution.residual,
         "cg/iterations": solution.iterations,
         "cg/reason": solution.reason,
@@ -143,6 +161,14 @@ class TRPO(tf.Module):
         self.reward_scaler = advantages.RewardScaler(config.num_envs, config.gamma, config.scale_reward)
         self.adam = value_fit.AdamState(policy.value_network.size)
         chunk = -(-config.fisher_chunk // config.length) * config.length  # whole sequences
+        self.radius = radius.Radius(config, policy.network.size)
+        weights = off_policy.reuse_weights(config.reuse, config.reuse_weights == "optimal")
+        weights = weights[: config.max_staleness - config.lag + 1]
+        weights /= weights.sum()
+        self.replay = off_policy.Replay(len(weights))
+        self._share = off_policy.radius_share(weights)
+        self._column_weights = np.repeat(weights * len(weights), config.num_envs).astype(np.float32)
+        self._columns = config.num_envs * len(weights)  # of an update; the first num_envs are the newest trajectory
         self._config = dataclasses.replace(config, fisher_chunk=chunk)
         self._seed = seed
         self._fit: Future | None = None
@@ -160,8 +186,9 @@ class TRPO(tf.Module):
         """Learns from one trajectory: values, advantages, value fit, policy step, then the normaliser.
 
         Args:
-          trajectory: arrays [T, B, ...], made by this policy with the normaliser it has now. The update works in the
-            memory of its obs, which must stay as they are until the Future below is done.
+          trajectory: arrays [T, B, ...], made by this policy with the normaliser it has now, or with config.off_policy
+            by an older one. The update works in the memory of its obs, which must stay as they are until the Future
+            below is done.
           update: its number; draws are keyed by it.
           progress: share of the training done, in [0, 1]; drives the decay of the learning rate.
 
@@ -170,23 +197,28 @@ class TRPO(tf.Module):
         """
         config = self._config
         self.wait()
+        if config.off_policy:
+            trajectory = self.replay.add(trajectory)
+            trajectory = trajectory._replace(policy_version=np.int32(update) - trajectory.policy_version)
+        else:
+            trajectory = trajectory._replace(behavior_params=(), policy_version=())
         obs = {name: _shared(x) for name, x in trajectory.obs.items()}
-        trajectory = Trajectory(obs, *map(tf.convert_to_tensor, trajectory[1:]))
-        batch, value_features, constants, advantage_std = self._prepare(trajectory)
+        trajectory = Trajectory(obs, *tf.nest.map_structure(tf.convert_to_tensor, trajectory[1:]))
+        batch, value_features, constants, advantage_std, stale = self._prepare(trajectory)
         if constants is not None:
             batch = batch._replace(obs={name: self._rows(x) for name, x in obs.items()})
         seed = tf.constant([self._seed, update], tf.int32)
-        max_kl = tf.constant(config.max_kl, tf.float64)
+        max_kl = tf.constant(config.max_kl * self._share**2, tf.float64)
         learning_rate = config.value_learning_rate * (1.0 - progress if config.value_learning_rate_decay else 1.0)
         self._fit = _start(
             self._timed_fit, batch, value_features, constants, seed, tf.constant(learning_rate, tf.float32)
         )
-        metrics = self._policy_step(batch, constants, seed, max_kl, advantage_std)
+        metrics = self._policy_step(batch, constants, seed, max_kl, advantage_std, stale)
         if self.policy.normalizer.enabled.any():
             self._commit({name: obs[name] for name in self.policy.encoder.vectors}, trajectory.mask)
         if config.fisher_chunk:
             self.wait()  # beside the next trajectory, the fit would keep the observations of this one in memory
-        metrics = _numbers(metrics)
+        metrics = _numbers(metrics | stale)
         metrics["policy/reason"] = trust_region.REASONS[metrics["policy/reason"]]
         metrics["cg/reason"] = conjugate_gradient.REASONS[metrics["cg/reason"]]
         return metrics, self._fit
@@ -198,7 +230,8 @@ class TRPO(tf.Module):
 
     def _prepare(self, trajectory: Trajectory):
         """Trajectory [T, B, ...] to Batch [N, ...], what a value network on a shared torso takes (else None), the
-        normaliser's constants, and the standard deviation of the advantages in those of the discounted return.
+        normaliser's constants, the standard deviation of the advantages in those of the discounted return, and how far
+        rows of older policies are from this one's. The trajectory's `policy_version` is its staleness here.
 
         The batch's obs are features, and the constants None; with fisher_chunk, where all features at once might not
         fit into memory, obs are None, for the caller to put the trajectory's there."""
@@ -223,22 +256,73 @@ class TRPO(tf.Module):
         else:
             values = by_chunks(policy.values)
         values = tf.reshape(values, [time + 1, envs])
-        ended = trajectory.terminated | trajectory.truncated
-        reward = self.reward_scaler(trajectory.reward, ended, trajectory.mask)
-        flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
-        advantage = advantages.generalized_advantage(reward, values, *flags, config.gamma, config.gae_lambda)
-        standardized, advantage_std = advantages.standardize(advantage, trajectory.mask)
+        ended, new = trajectory.terminated | trajectory.truncated, slice(config.num_envs)
+        self.reward_scaler.merge(trajectory.reward[:, new], ended[:, new], trajectory.mask[:, new])
+        trajectory = trajectory._replace(reward=self.reward_scaler(trajectory.reward))
+        stale = {}
+        if config.off_policy:
+            params = self._params_of_now(obs, constants)
+            trajectory, targets, standardized, advantage_std, stale = self._correct(trajectory, values, params)
+        else:
+            flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
+            advantage = advantages.generalized_advantage(
+                trajectory.reward, values, *flags, config.gamma, config.gae_lambda
+            )
+            targets = advantage + values[:-1]
+            standardized, advantage_std = advantages.standardize(advantage, trajectory.mask)
         advantage_std *= tf.cast(self.reward_scaler.scale() / self.reward_scaler.std(), tf.float64)
         batch = Batch(
             obs=None if constants else {name: self._by_sequence(x) for name, x in obs.items()},
             action=self._rows(trajectory.action),
             behavior_logp=self._rows(trajectory.behavior_logp),
             advantage=self._rows(standardized),
-            returns=self._rows(advantage + values[:-1]),
+            returns=self._rows(targets),
             values=self._rows(values[:-1]),
             mask=self._rows(trajectory.mask),
+            fresh=self._rows(trajectory.mask * (np.arange(envs) < config.num_envs)),
+            behavior_params=self._rows(trajectory.behavior_params) if config.off_policy else (),
         )
-        return batch, value_features, constants, advantage_std
+        return batch, value_features, constants, advantage_std, stale
+
+    def _params_of_now(self, obs, constants):
+        """The distributions of the policy of now for obs [>= T B, ...], as the policy step computes them: [T B, K]."""
+        theta, length, rows = self.policy.network.theta(), self._config.length, self._config.time_steps * self._columns
+        params = chunks.apply(
+            lambda obs: self.policy.params(theta, self._features(obs, constants), length),
+            {name: self._by_sequence(x) for name, x in obs.items()},
+            rows,
+            self._config.fisher_chunk,
+        )
+        params = tf.reshape(params, [-1, self._columns, length, params.shape[-1]])
+        return tf.reshape(tf.transpose(params, [0, 2, 1, 3]), [rows, -1])
+
+    def _correct(self, trajectory: Trajectory, values, params):
+        """What rows of older policies are worth to the one of now, whose distributions for them are params [N, K].
+
+        Returns:
+          the trajectory, its mask the rows' weights, targets, standardised advantages, their std, and metrics.
+        """
+        config, family, staleness = self._config, self.policy.family, trajectory.policy_version
+        weights = trajectory.mask * self._column_weights * tf.cast(staleness <= config.max_staleness, tf.float32)
+        logp = tf.reshape(family.log_prob(params, _flat(trajectory.action)), weights.shape)
+        found = tf.where(trajectory.mask > 0, tf.exp(logp - trajectory.behavior_logp), 1.0)
+        ratio = found if config.correct_stale else tf.ones_like(found)
+        flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
+        limits = (config.gamma, config.gae_lambda, config.vtrace_rho, config.vtrace_c)
+        advantage, targets = off_policy.vtrace(trajectory.reward, values, ratio, *flags, *limits)
+        standardized, std = advantages.standardize(advantage, weights * tf.minimum(ratio, config.vtrace_rho))
+        seen = off_policy.Rows(
+            *map(_flat, (weights, found, standardized, trajectory.behavior_params)), params, _flat(staleness)
+        )
+        behavior_logp = trajectory.behavior_logp if config.correct_stale else logp
+        trajectory = trajectory._replace(mask=weights, behavior_logp=behavior_logp)
+        return (
+            trajectory,
+            targets,
+            standardized,
+            std,
+            off_policy.diagnostics(family, seen, config.lag + len(self._column_weights) // config.num_envs),
+        )
 
     def _rows(self, x):
         """[T, B, ...], or [T+1, B, ...], in the order of a Batch."""
@@ -248,7 +332,7 @@ class TRPO(tf.Module):
 
     def _by_sequence(self, x):
         """The first T B of rows [>= T B, ...], the rows of a sequence together."""
-        length, envs = self._config.length, self._config.num_envs
+        length, envs = self._config.length, self._columns
         x = x[: self._config.time_steps * envs]
         if length == 1:
             return x
@@ -259,7 +343,7 @@ class TRPO(tf.Module):
         """A batch's obs as what networks take."""
         return obs if constants is None else self.policy.preprocess(obs, constants)
 
-    def _policy_step(self, batch: Batch, constants, seed, max_kl, advantage_std):
+    def _policy_step(self, batch: Batch, constants, seed, max_kl, advantage_std, stale):
         policy, length = self.policy, self._config.length
         rows = batch.mask.shape[0]
         count = -(-_fisher_count(rows, self._config.fisher_fraction) // length)
@@ -268,23 +352,39 @@ class TRPO(tf.Module):
             fisher_rows = _whole(tf.argsort(tf.random.stateless_uniform([rows // length], seed))[:count], length)
         # Advantages were divided by their std, and the gradient of the return is the surrogate's over 1 - gamma.
         max_step = self._config.max_step * advantage_std / max(1.0 - self._config.gamma, 1e-9)
+        theta_old, family, chunk = policy.network.theta(), policy.family, self._config.fisher_chunk
+
+        def network(theta, obs):
+            return policy.params(theta, self._features(obs, constants), length)
+
+        def on_new_rows(theta):
+            def part(rows, weights):
+                return surrogate(family, network(theta, rows.obs), rows, weights)
+
+            return chunks.add_up(part, batch, mean_weights(batch.fresh), chunk)
+
+        measured = self.radius.measure(theta_old, on_new_rows, advantage_std)
+        growth = self.radius.growth()
+        max_kl, max_step = max_kl * growth, max_step * self._share * tf.sqrt(growth)
+        penalty = self.radius.penalty.value() if self.radius.priced else None
         theta, metrics = policy_step(
-            lambda theta, obs: policy.params(theta, self._features(obs, constants), length),
-            policy.family,
-            policy.network.theta(),
-            batch,
-            fisher_rows,
-            max_kl,
-            max_step,
-            self._config,
+            network, family, theta_old, batch, fisher_rows, max_kl, max_step, self._config, penalty
         )
+        if stale and self._config.correct_stale:
+            usable = stale["stale/effective_sample_size"] >= self._config.min_effective_sample_size
+            theta = tf.where(usable, theta, theta_old)
+            metrics = trust_region.refuse(metrics, ~usable)
+        measured |= self.radius.follow(theta_old, metrics, max_kl, advantage_std)
+        if stale:
+            params = chunks.apply(lambda obs: network(theta, obs), batch.obs, rows, chunk)
+            measured["stale/kl"] = mean_kl(family, batch.behavior_params, params, mean_weights(batch.mask))
         policy.network.assign(theta)
-        return metrics | {"policy/advantage_std": advantage_std}
+        return metrics | measured | {"policy/advantage_std": advantage_std}
 
     @tf.function(autograph=False)
     def _order(self, seed):
         config, length = self._config, self._config.length
-        sequences = config.time_steps * config.num_envs // length
+        sequences = config.time_steps * self._columns // length
         key, size = seed + tf.constant([1, 0]), -(-config.value_minibatch_size // length)
         return _whole(value_fit.minibatch_order(config.value_epochs, sequences, size, key), length)
 
@@ -318,11 +418,12 @@ class TRPO(tf.Module):
         }
 
     def _commit(self, obs, mask):
-        policy, rows = self.policy, {name: _flat(x) for name, x in obs.items()}
+        policy, new = self.policy, slice(self._config.num_envs)
+        rows = {name: _flat(x[:, new]) for name, x in obs.items()}
         chunks.for_each(
             lambda rows, mask: policy.normalizer.commit(policy.encoder.vector(rows), mask),
             rows,
-            tf.reshape(mask, [-1]),
+            tf.reshape(mask[:, new], [-1]),
             self._config.fisher_chunk,
         )
 

@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from trpo_tf.types import Step
 
-REASONS = ("accepted", "kl", "improvement", "not_finite", "no_direction")
-_ACCEPTED, _KL, _IMPROVEMENT, _NOT_FINITE, _NO_DIRECTION = range(5)
+REASONS = ("accepted", "kl", "improvement", "not_finite", "no_direction", "stale")
+ACCEPTED, KL, IMPROVEMENT, NOT_FINITE, NO_DIRECTION, STALE = range(6)
 
 
 class _State(NamedTuple):
@@ -39,22 +39,30 @@ def line_search(
     """
     zero = tf.constant(0.0, tf.float64)
     usable = tf.reduce_all(tf.math.is_finite(full_step)) & tf.reduce_any(full_step != 0)
-    reason = tf.where(usable, _IMPROVEMENT, _NO_DIRECTION)
+    reason = tf.where(usable, IMPROVEMENT, NO_DIRECTION)
     nothing = Step(theta_old, zero, zero, zero, tf.constant(0), reason)
 
     def go_on(state: _State) -> tf.Tensor:
-        return (state.k <= max_backtracks) & (state.step.reason != _ACCEPTED) & (state.step.reason != _NO_DIRECTION)
+        return (state.k <= max_backtracks) & (state.step.reason != ACCEPTED) & (state.step.reason != NO_DIRECTION)
 
     def attempt(state: _State) -> tuple[_State]:
         theta = theta_old + tf.cast(state.fraction, theta_old.dtype) * full_step
         improvement, kl = evaluate(theta)
         finite = tf.reduce_all(tf.math.is_finite(theta)) & tf.math.is_finite(improvement) & tf.math.is_finite(kl)
         inside, better = kl <= max_kl, improvement > 0
-        reason = tf.where(finite, tf.where(inside, tf.where(better, _ACCEPTED, _IMPROVEMENT), _KL), _NOT_FINITE)
+        reason = tf.where(finite, tf.where(inside, tf.where(better, ACCEPTED, IMPROVEMENT), KL), NOT_FINITE)
         taken = Step(theta, state.fraction, improvement, kl, state.k, reason)
         rejected = nothing._replace(backtracks=state.k, reason=reason)
-        step = tf.nest.map_structure(lambda a, b: tf.where(reason == _ACCEPTED, a, b), taken, rejected)
+        step = tf.nest.map_structure(lambda a, b: tf.where(reason == ACCEPTED, a, b), taken, rejected)
         return (_State(step, state.fraction * backtrack_ratio, state.k + 1),)
 
     (end,) = tf.while_loop(go_on, attempt, (_State(nothing, tf.constant(1.0, tf.float64), tf.constant(0)),))
     return end.step
+
+
+def refuse(metrics: dict[str, tf.Tensor], refused: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The metrics of a policy step, as those of a step that was not taken where its rows were too stale."""
+    nothing = ("kl", "improvement", "expected_improvement", "improvement_ratio", "step_fraction")
+    found = {f"policy/{name}": metrics[f"policy/{name}"] for name in (*nothing, "reason")}
+    instead = {name: tf.cast(STALE if name == "policy/reason" else 0, x.dtype) for name, x in found.items()}
+    return metrics | {name: tf.where(refused, instead[name], x) for name, x in found.items()}

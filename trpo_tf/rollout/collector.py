@@ -80,14 +80,16 @@ class Collector:
             self._actions = [actions]
         return equal
 
-    def collect(self) -> tuple[Trajectory, Episodes]:
+    def collect(self, policy_version: int = 0) -> tuple[Trajectory, Episodes]:
         """One trajectory [T, B, ...] and the whole episodes that ended in it.
+
+        policy_version: the updates that the policy has behind it, stored with every row.
 
         Raises:
           EnvironmentFailure: an environment raised, or they keep giving NaN or infinity.
         """
         try:
-            trajectory, bad_obs = self._step_through()
+            trajectory, bad_obs = self._step_through(policy_version)
         except (ArithmeticError, AssertionError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise
@@ -98,7 +100,7 @@ class Collector:
         self.obs, self._bad = {name: x[-1].copy() for name, x in trajectory.obs.items()}, bad_obs[-1]
         return trajectory, self._envs.pop_episodes()
 
-    def _step_through(self) -> tuple[Trajectory, np.ndarray]:
+    def _step_through(self, policy_version: int) -> tuple[Trajectory, np.ndarray]:
         """T steps: the trajectory, and which observations [T+1, B] were not finite."""
         policy, family, shape = self._policy, self._policy.family, (self._time, self._envs.num_envs)
         obs = {name: aligned((shape[0] + 1, shape[1], *of), dtype) for name, (of, dtype) in policy.specs.items()}
@@ -133,7 +135,8 @@ class Collector:
                         obs[name][t + 1] = state
         flat = (x.reshape(-1, x.shape[-1]) for x in (params, action))
         logp = policy.log_prob(*flat).numpy().reshape(shape)
-        return Trajectory(obs, action, logp, reward, terminated, truncated, mask), bad_obs
+        versions = np.full(shape, policy_version, np.int32)
+        return Trajectory(obs, action, logp, reward, terminated, truncated, mask, params, versions), bad_obs
 
     def _clean(self, obs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Observations as stored, non-finite numbers replaced by 0, and which rows [B] had some."""

@@ -1,0 +1,124 @@
+"""Variants of the learner on several environments and seeds: the area under the return curve, and the final return.
+
+    pip install 'trpo_tf[benchmarks]'
+    python benchmarks/compare.py --study=reuse
+    python benchmarks/compare.py --study=staleness --seeds=0,1,2 --jobs=2
+
+Area: mean of the training return (drawn actions, 20 episodes) over the steps of a run. Final: 20 deterministic
+episodes. Both are divided by the mean of the study's first variant on that environment; over all runs of a variant, the
+interquartile mean with a stratified bootstrap interval of 95 % (Agarwal et al. 2021, arXiv:2108.13264).
+Results go to results/<study>.json and .md. Runs that are already in --work_dir are not trained again.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+from recipes import FIRST, trained
+from scipy import stats
+
+from trpo_tf.run.metrics import read_csv
+
+RESULTS = Path(__file__).resolve().parent / "results"
+HALF = ("--steps_per_update=1024", "--reuse=2")
+# study: environments, {variant: flags beside the recipe's}
+STUDIES = {
+    "reuse": (
+        ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5", "Swimmer-v5", "Ant-v5"),
+        {
+            "plain": (),
+            "adaptive": ("--radius=adaptive",),
+            "reuse": HALF,
+            "both": (*HALF, "--radius=adaptive"),
+        },
+    ),
+    "staleness": (
+        ("Hopper-v5",),
+        {"fresh": ()}
+        | {f"lag {k}, corrected": (f"--behavior_lag={k}",) for k in (1, 2, 4, 8)}
+        | {f"lag {k}, not corrected": (f"--behavior_lag={k}", "--nocorrect_stale") for k in (1, 2, 4, 8)},
+    ),
+}
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("study", "reuse", list(STUDIES), "what to compare")
+flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "seeds of each")
+flags.DEFINE_list("envs", [], "environments; empty: those of the study")
+flags.DEFINE_list("variants", [], "variants; empty: those of the study")
+flags.DEFINE_string("work_dir", "runs/compare", "where the runs themselves go")
+flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1)
+
+
+def area(rows: list[dict[str, str]]) -> float:
+    """The mean of the training return over the steps of a run, from the first episode's end on."""
+    steps, returns = np.array(
+        [(int(row["env_steps"]), float(row["env/episode_return"])) for row in rows if row["env/episode_return"]]
+    ).T
+    return float(np.trapezoid(returns, steps) / (steps[-1] - steps[0]))
+
+
+def record(env: str, variant: str, seed: int, more: tuple[str, ...]) -> dict:
+    """One run's numbers, after training it where it is not there yet."""
+    run_dir = Path(FLAGS.work_dir) / f"{env}-{variant.replace(', ', '-').replace(' ', '-')}-s{seed}"
+    trained(run_dir, env, FIRST[env], seed, more)
+    final = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))["return_mean"]
+    return {"env": env, "variant": variant, "seed": seed, "area": area(read_csv(run_dir / "progress.csv"))} | {
+        "final": final
+    }
+
+
+def interquartile_mean(*samples) -> float:
+    """Of all samples together; axis -1, as scipy.stats.bootstrap wants it."""
+    return stats.trim_mean(np.concatenate(samples, axis=-1), 0.25, axis=-1)
+
+
+def table(records: list[dict]) -> str:
+    """Markdown: per environment the means over seeds, and over all runs the normalised interquartile means."""
+    envs, variants = (list(dict.fromkeys(r[name] for r in records)) for name in ("env", "variant"))
+    lines = []
+    for kind in ("area", "final"):
+        values = {
+            (env, variant): np.array([r[kind] for r in records if (r["env"], r["variant"]) == (env, variant)])
+            for env in envs
+            for variant in variants
+        }
+        lines += [f"| {kind} | {' | '.join(envs)} | of {variants[0]}, IQM (95 %) |", "|---" * (len(envs) + 2) + "|"]
+        for variant in variants:
+            scores = [values[env, variant] / values[env, variants[0]].mean() for env in envs]
+            middle, means = interquartile_mean(*scores), [f"{values[env, variant].mean():.0f}" for env in envs]
+            spread = ""
+            if min(map(len, scores)) > 1:
+                interval = stats.bootstrap(scores, interquartile_mean, method="percentile", rng=0).confidence_interval
+                spread = f" ({interval.low:.2f} to {interval.high:.2f})"
+            lines.append(f"| {variant} | {' | '.join(means)} | {middle:.2f}{spread} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main(argv):
+    """Trains what is missing, then writes the study's table."""
+    del argv
+    RESULTS.mkdir(exist_ok=True)
+    envs, variants = STUDIES[FLAGS.study]
+    wanted = [
+        (env, variant, int(seed), more)
+        for seed in FLAGS.seeds
+        for variant, more in variants.items()
+        for env in FLAGS.envs or envs
+        if variant in (FLAGS.variants or variants)
+    ]
+    records = []
+    with ThreadPoolExecutor(FLAGS.jobs) as pool:
+        for found in pool.map(lambda run: record(*run), wanted):
+            records.append(found)
+            print(*(found[name] for name in ("env", "variant", "seed")), round(found["area"]), round(found["final"]))
+    path = RESULTS / f"{FLAGS.study}.json"
+    path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(table(records), encoding="utf-8")
+    print(table(records))
+
+
+if __name__ == "__main__":
+    app.run(main)

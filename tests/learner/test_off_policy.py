@@ -1,0 +1,333 @@
+"""V-trace against GAE, against its definition as a sum, and against exact values of a finite MDP."""
+
+import itertools
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.learner.mdp import Mdp, family, policies
+from trpo_tf.config import UsageError
+from trpo_tf.learner import advantages, off_policy
+from trpo_tf.learner.trpo import TRPO
+from trpo_tf.policy.policy import Policy
+from trpo_tf.trainer import Agent
+from trpo_tf.types import Trajectory
+
+
+def trajectory(seed=0, time=9, envs=4):
+    """Random arrays of a trajectory: reward, values, ratio, terminated, truncated, mask."""
+    rng = np.random.default_rng(seed)
+    ended = rng.choice(3, size=(time, envs), p=[0.7, 0.15, 0.15])
+    mask = (rng.random((time, envs)) < 0.9).astype(np.float64)
+    reward, values = rng.normal(size=(time, envs)), rng.normal(size=(time + 1, envs))
+    return reward, values, rng.lognormal(0, 0.5, (time, envs)), ended == 1, ended == 2, mask
+
+
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.99, 0.95), (1.0, 1.0), (0.9, 0.0), (0.0, 0.5)])
+def test_where_nothing_is_stale_it_is_gae(gamma, gae_lambda):
+    reward, values, _, *flags = trajectory()
+    expected = advantages.generalized_advantage(reward, values, *flags, gamma, gae_lambda).numpy()
+    found, targets = off_policy.vtrace(reward, values, np.ones_like(reward), *flags, gamma, gae_lambda, 1.0, 1.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(targets, expected + values[:-1], rtol=1e-12, atol=1e-12)
+
+
+def test_it_is_the_sum_of_its_definition():
+    """v_s = V(x_s) + sum_t gamma^(t-s) (prod_i c_i) rho_t delta_t, equation 1 of the paper, episode by episode."""
+    gamma, gae_lambda, rho_max, c_max = 0.9, 0.8, 1.2, 0.7
+    reward, values, ratio, terminated, truncated, mask = trajectory(1)
+    found, targets = off_policy.vtrace(
+        reward, values, ratio, terminated, truncated, mask, gamma, gae_lambda, rho_max, c_max
+    )
+    time, envs = reward.shape
+
+    def delta(t, b):
+        following = 0.0 if terminated[t, b] else values[t + 1, b]
+        return reward[t, b] + gamma * following - values[t, b]
+
+    def d(s, b):
+        total, product = 0.0, 1.0
+        for t in range(s, time):
+            if not mask[t, b]:
+                break
+            total += product * min(rho_max, ratio[t, b]) * delta(t, b)
+            if terminated[t, b] or truncated[t, b]:
+                break
+            product *= gamma * gae_lambda * min(c_max, ratio[t, b])
+        return total
+
+    for s, b in itertools.product(range(time), range(envs)):
+        expected = values[s, b] + d(s, b)
+        np.testing.assert_allclose(targets[s, b], expected, rtol=1e-12)
+        ended = terminated[s, b] or truncated[s, b] or s + 1 == time
+        advantage = mask[s, b] * (delta(s, b) + (0.0 if ended else gamma * gae_lambda * d(s + 1, b)))
+        np.testing.assert_allclose(found[s, b], advantage, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("lag", [1, 2, 4, 8])
+def test_targets_from_older_policies_are_the_values_of_the_current_one(lag):
+    """Rows of mu, targets of pi: their mean at every state is V of pi, within three standard errors."""
+    mdp, (pi, mu) = Mdp(3), policies(4, lag)
+    time, envs = 40, 20_000
+    states, actions, reward = mdp.sample(mu, np.random.default_rng(5), time, envs)
+    ratio = (pi / mu)[states[:-1], actions]
+    none = np.zeros(reward.shape, bool)
+    guess = np.random.default_rng(6).normal(size=4)  # of the values: wrong, so that something is to be corrected
+    _, targets = off_policy.vtrace(
+        reward, guess[states], ratio, none, none, np.ones_like(reward), mdp.gamma, 1.0, np.inf, np.inf
+    )
+    exact, seen = mdp.solve(pi)[0], []
+    for state in range(4):
+        first = targets.numpy()[0][states[0] == state]
+        error = first.std() / np.sqrt(len(first))
+        # 40 steps leave 0.8^40 of the wrong guess, 1e-4.
+        assert abs(first.mean() - exact[state]) < 3 * error + 1e-3
+        seen.append(abs(mdp.solve(mu)[0][state] - exact[state]) / error)
+    assert max(seen) > 3, "else this measures nothing"
+
+
+def test_truncated_targets_have_the_values_of_the_policy_between():
+    """The fixed point is V of the policy proportional to min(rho_max mu, pi), equation 3 of the paper."""
+    mdp, (pi, mu), rho_max = Mdp(7), policies(8, 4), 0.8
+    between = np.minimum(rho_max * mu, pi)
+    exact = mdp.solve(between / between.sum(1, keepdims=True))[0]
+    assert np.abs(exact - mdp.solve(pi)[0]).max() > 0.05, "else this measures nothing"
+    states, actions, reward = mdp.sample(mu, np.random.default_rng(9), 1, 200_000)
+    none = np.zeros(reward.shape, bool)
+    _, targets = off_policy.vtrace(
+        reward, exact[states], (pi / mu)[states[:-1], actions], none, none, np.ones_like(reward), 0.8, 1.0, rho_max, 1.0
+    )
+    for state in range(4):
+        change = (targets.numpy() - exact[states[:-1]])[0][states[0] == state]
+        assert abs(change.mean()) < 3 * change.std() / np.sqrt(len(change)), "at the fixed point nothing moves"
+
+
+def on_simplex(x):
+    """The point of the probability simplex nearest to x [K]."""
+    ordered = np.sort(x)[::-1]
+    over = (ordered.cumsum() - 1) / np.arange(1, len(x) + 1)
+    return np.maximum(0, x - over[np.nonzero(ordered > over)[0][-1]])
+
+
+@pytest.mark.parametrize("reuse", [2, 3, 4, 7, 16])
+def test_optimal_weights_are_those_of_the_convex_program(reuse):
+    """By Lagrange: for a price p of sum w^2, the best weights are the projection of -ages / 2p; p by bisection."""
+    ages = np.arange(1.0, 4 * reuse)
+    low, high = 1e-6, 1e6
+    for _ in range(200):
+        price = np.sqrt(low * high)
+        weights = on_simplex(-ages / (2 * price))
+        low, high = (price, high) if (weights**2).sum() > 1 / reuse else (low, price)
+    found = off_policy.reuse_weights(reuse, optimal=True)
+    np.testing.assert_allclose(found, weights[: len(found)], atol=1e-8)
+    assert weights[len(found) :].max() < 1e-8
+    np.testing.assert_allclose((found**2).sum(), 1 / reuse)
+    uniform = off_policy.radius_share(np.full(reuse, 1 / reuse))
+    np.testing.assert_allclose(uniform, 2 / (reuse + 1))
+    assert off_policy.radius_share(found) > uniform
+
+
+def test_a_single_batch_has_all_the_weight():
+    assert off_policy.reuse_weights(1, True).tolist() == off_policy.reuse_weights(1, False).tolist() == [1.0]
+    assert off_policy.radius_share([1.0]) == 1.0
+
+
+def test_diagnostics_by_hand():
+    params, behavior = np.log([[0.5, 0.5]] * 4), np.log([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5], [0.9, 0.1]])
+    rows = off_policy.Rows(
+        weights=tf.constant([1.0, 2.0, 1.0, 0.0]),
+        ratio=tf.constant([1.0, 2.0, 0.5, 9.0]),
+        advantage=tf.constant([1.0, -1.0, 2.0, 5.0]),
+        behavior_params=tf.constant(behavior, tf.float32),
+        params=tf.constant(params, tf.float32),
+        staleness=tf.constant([0, 1, 2, 2]),
+    )
+    found = off_policy.diagnostics(family(2), rows, 3)
+    found = {name.removeprefix("stale/"): float(x) for name, x in found.items()}
+    np.testing.assert_allclose(found["effective_sample_size"], (5.5 / 4) ** 2 / (9.25 / 4), rtol=1e-6)
+    assert found["max_ratio"] == 2.0
+    np.testing.assert_allclose(found["mean_ratio_error"], (0 + 2 * 1 + 0.5) / 4)
+    gain, weight = np.array([1.0, -2.0, 1.0]), np.array([0.25, 0.5, 0.25])
+    np.testing.assert_allclose(found["surrogate_variance"], weight**2 @ (gain - weight @ gain) ** 2)
+    kl = 0.25 * np.log(0.25 / 0.5) + 0.75 * np.log(0.75 / 0.5)  # of behavior from the policy, not the other way
+    np.testing.assert_allclose(found["kl_behavior_old"], 0.5 * kl, rtol=1e-6)
+    assert [found[f"share_of_staleness_{k}"] for k in range(3)] == [0.25, 0.5, 0.25]
+
+
+def made(value, time=3, envs=2):
+    """A trajectory whose every number is one value."""
+    fields = [np.full((time, envs), value, np.float32) for _ in range(6)]
+    return Trajectory({"x": np.full((time + 1, envs, 5), value, np.float32)}, *fields)
+
+
+def test_the_newest_trajectories_stand_side_by_side_and_the_places_of_others_are_masked():
+    replay = off_policy.Replay(3)
+    first, second = replay.add(made(1)), replay.add(made(2))
+    assert first.obs["x"].shape == second.obs["x"].shape == (4, 6, 5)
+    assert first.mask[0].tolist() == [1, 1, 0, 0, 0, 0]
+    assert second.mask[0].tolist() == [2, 2, 1, 1, 0, 0]
+    replay.add(made(3))
+    assert replay.add(made(4)).reward[1].tolist() == [4, 4, 3, 3, 2, 2]
+
+
+def test_a_single_trajectory_is_passed_through():
+    trajectory = made(1)
+    assert off_policy.Replay(1).add(trajectory) is trajectory
+    assert not off_policy.Replay(1).arrays()
+
+
+def test_what_is_kept_goes_through_arrays():
+    replay, other = off_policy.Replay(3), off_policy.Replay(3)
+    for value in (1, 2, 3, 4):
+        replay.add(made(value))
+    other.restore(replay.arrays() | {"collector/obs/x": np.zeros(3)})
+    tf.nest.map_structure(np.testing.assert_array_equal, replay.add(made(5)), other.add(made(5)))
+
+
+def test_the_first_update_is_that_of_one_batch_with_the_smaller_radius(tiny, monkeypatch):
+    """Places that are still empty add nothing; the radius is 4 / (reuse + 1)^2 of max_kl."""
+    monkeypatch.setattr(Policy, "compiled", False)
+    thetas = []
+    for changes in ({"reuse": 3, "max_kl": 0.04}, {"max_kl": 0.01}):
+        agent = Agent(tiny(max_step=1e9, **changes))
+        agent.start()
+        row, _ = agent.step()
+        thetas.append(agent.policy.network.theta().numpy())
+        agent.learner.wait()
+        agent.behavior.close()
+    assert row["policy/kl"] > 0.005
+    np.testing.assert_allclose(*thetas, rtol=1e-3, atol=1e-5)
+
+
+def test_rows_that_are_too_stale_move_nothing_and_the_reason_says_so(tiny, monkeypatch):
+    monkeypatch.setattr(Policy, "compiled", False)
+    agent = Agent(tiny(reuse=2, min_effective_sample_size=0.99999))
+    agent.start()
+    first, _ = agent.step()
+    before = agent.policy.network.theta().numpy()
+    row, _ = agent.step()
+    agent.learner.wait()
+    agent.behavior.close()
+    assert first["policy/reason"] == "accepted"
+    assert row["stale/effective_sample_size"] < 0.99999
+    assert (row["policy/reason"], row["policy/kl"], row["policy/step_fraction"]) == ("stale", 0.0, 0.0)
+    np.testing.assert_array_equal(agent.policy.network.theta(), before)
+
+
+def updated(agent, trajectories, updates):
+    """The metrics of updates with these trajectories, and the policy's parameters after them."""
+    rows = [agent.learner.update(t, number, 0.0)[0] for t, number in zip(trajectories, updates, strict=True)]
+    agent.learner.wait()
+    agent.behavior.close()
+    return rows, agent.policy.network.theta().numpy()
+
+
+def test_rows_beyond_max_staleness_are_as_if_they_were_masked(tiny, monkeypatch):
+    monkeypatch.setattr(Policy, "compiled", False)
+    results = []
+    for masked in (False, True):
+        agent = Agent(tiny(behavior_lag=2, max_staleness=2, normalize_obs=False, scale_reward=False))
+        agent.start()
+        trajectory, _ = agent.behavior.collect(0)
+        version = trajectory.policy_version.copy()
+        version[:, :2] = 5 - 3
+        version[:, 2:] = 5 - 2
+        mask = trajectory.mask.copy()
+        if masked:
+            mask[:, :2] = 0
+        results.append(updated(agent, [trajectory._replace(policy_version=version, mask=mask)], [5]))
+    (metrics,), theta = results[0]
+    assert metrics["policy/reason"] == "accepted"
+    assert metrics["stale/share_of_staleness_2"] == 1.0
+    np.testing.assert_array_equal(theta, results[1][1])
+
+
+def test_uncorrected_rows_count_as_those_of_the_current_policy(tiny, monkeypatch):
+    """As an update on fresh data whose behavior log-probabilities are those of the learner's policy."""
+    monkeypatch.setattr(Policy, "compiled", False)
+    agent = Agent(tiny(behavior_lag=1, correct_stale=False))
+    agent.start()
+    trajectory, _ = agent.behavior.collect(0)
+    params = trajectory.behavior_params + np.array([0.5, -0.5], np.float32)
+    flat = params.reshape(-1, 2), trajectory.action.reshape(-1, 1)
+    logp = agent.policy.log_prob(*flat).numpy().reshape(trajectory.mask.shape)
+    other = trajectory._replace(behavior_params=params, behavior_logp=logp)
+    rows, theta = updated(agent, [other], [1])
+    fresh = Agent(tiny())
+    fresh.start()
+    _, expected = updated(fresh, [trajectory], [1])
+    np.testing.assert_allclose(theta, expected, rtol=1e-3, atol=1e-5)
+    assert rows[0]["stale/mean_ratio_error"] > 0.1
+    corrected = Agent(tiny(behavior_lag=1))
+    corrected.start()
+    _, found = updated(corrected, [other], [1])
+    assert np.abs(found - expected).max() > 1e-3
+
+
+def test_an_update_with_optimal_weights_by_hand(tiny, monkeypatch):
+    """Weights, step length and advantage statistics of the third update; each row is in the normaliser once."""
+    monkeypatch.setattr(Policy, "compiled", False)
+    settings = {"gamma": 0.9, "max_kl": 1.0, "max_step": 0.05, "vtrace_rho": 1.0, "min_effective_sample_size": 0.0}
+    agent = Agent(tiny(reuse=2, reuse_weights="optimal", **settings))
+    agent.start()
+    masks, batches, collect, step = [], [], agent.behavior.collect, agent.learner._policy_step
+
+    def collected(update):
+        trajectory, episodes = collect(update)
+        masks.append(trajectory.mask)
+        return trajectory, episodes
+
+    def stepped(batch, *args):
+        batches.append((batch, agent.policy.network.theta()))
+        return step(batch, *args)
+
+    monkeypatch.setattr(agent.behavior, "collect", collected)
+    monkeypatch.setattr(agent.learner, "_policy_step", stepped)
+    for _ in range(3):
+        row, _ = agent.step()
+    agent.learner.wait()
+    agent.behavior.close()
+    batch, theta = batches[-1]
+    weights = off_policy.reuse_weights(2, optimal=True)
+    expected = np.concatenate([w * mask for w, mask in zip(weights, masks[::-1], strict=True)], 1).ravel()
+    given = batch.mask.numpy()
+    np.testing.assert_allclose(given / given.sum(), expected / expected.sum(), rtol=1e-5)
+    assert float(agent.policy.normalizer.moments.count) == sum(mask.sum() for mask in masks)
+    params = agent.policy.params(theta, batch.obs)
+    ratio = np.exp(agent.policy.family.log_prob(params, batch.action).numpy() - batch.behavior_logp.numpy())
+    trusted = given * np.minimum(ratio, 1.0)
+    assert np.ptp(trusted[given > 0] / given[given > 0]) > 0.05, "else this measures nothing"
+    mean, square = (np.average(batch.advantage.numpy() ** power, weights=trusted) for power in (1, 2))
+    np.testing.assert_allclose([mean, square], [0, 1], atol=1e-4)
+    share = off_policy.radius_share(weights)
+    np.testing.assert_allclose(row["policy/step_size"], 0.05 * row["policy/advantage_std"] / 0.1 * share, rtol=1e-5)
+    shares = [row[f"stale/share_of_staleness_{k}"] for k in range(3)]
+    blocks = [w * mask.sum() for w, mask in zip(weights, masks[::-1], strict=True)]
+    np.testing.assert_allclose(shares, np.array(blocks) / sum(blocks), rtol=1e-5)
+
+
+def test_with_a_memory_the_ratio_is_that_of_the_unrolled_policy(tiny, monkeypatch):
+    """Not corrected, pi is its own behavior policy, so the ratio is 1 before the step, in sequences too."""
+    monkeypatch.setattr(Policy, "compiled", False)
+    settings = {"env": "Pendulum-v1", "network": "gru", "sequence_length": 4, "fisher_chunk": 20}
+    agent = Agent(tiny(reuse=2, correct_stale=False, **settings))
+    agent.start()
+    rows = [agent.step()[0] for _ in range(3)]
+    agent.learner.wait()
+    agent.behavior.close()
+    assert rows[-1]["stale/mean_ratio_error"] > 1e-3
+    assert max(row["policy/max_ratio_error"] for row in rows) < 1e-4
+
+
+def test_batches_beyond_max_staleness_are_not_kept(tiny):
+    assert TRPO(*given(tiny(reuse=8, max_staleness=2)), 0)._columns == 4 * 3
+    assert TRPO(*given(tiny(reuse=8, max_staleness=3, behavior_lag=2)), 0)._columns == 4 * 2
+    with pytest.raises(UsageError, match="--max_staleness=0"):
+        tiny(pipeline=True, max_staleness=0)
+
+
+def given(config):
+    """A policy of CartPole's spaces, and the configuration."""
+    return Policy(gym.spaces.Box(-1, 1, (4,)), gym.spaces.Discrete(2), config, 0), config

@@ -1,0 +1,154 @@
+"""The radius and the price of KL: scripted sequences give exact numbers."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trpo_tf.config import Config, UsageError
+from trpo_tf.learner import radius, trust_region
+from trpo_tf.policy.policy import Policy
+from trpo_tf.trainer import Agent
+
+
+@pytest.mark.parametrize(
+    ("measured", "promised", "kl", "expected"),
+    [
+        (0.2, 1.0, 0.01, 0.01 / 1.1),  # short of a quarter
+        (-1.0, 1.0, 0.01, 0.01 / 1.1),
+        (0.3, 1.0, 0.01, 0.01),  # between the two
+        (0.6, 1.0, 0.01, 0.011),
+        (0.6, 1.0, 0.004, 0.01),  # the step had no use for more
+        (0.2, 1.0, 0.004, 0.01 / 1.1),
+    ],
+)
+def test_one_change_of_the_radius(measured, promised, kl, expected):
+    numbers = (tf.constant(x, tf.float64) for x in (0.01, measured, promised, kl))
+    np.testing.assert_allclose(radius.adapted(*numbers, 1e-4, 0.1), expected, rtol=1e-12)
+
+
+def test_the_radius_stays_within_its_bounds():
+    for measured, bound in ((0.0, 0.005), (1.0, 0.02)):
+        max_kl = tf.constant(0.01, tf.float64)
+        for _ in range(30):
+            max_kl = radius.adapted(max_kl, tf.constant(measured, tf.float64), 1.0, max_kl, 0.005, 0.02)
+        assert float(max_kl) == bound
+
+
+@pytest.mark.parametrize(
+    ("kl", "held_back", "failed", "expected"),
+    [
+        (0.016, True, False, 6.0),
+        (0.016, False, False, 6.0),
+        (0.014, True, False, 3.0),
+        (0.007, True, False, 3.0),
+        (0.006, True, False, 1.5),
+        (0.006, False, False, 3.0),  # max_step or the line search made the step short, not the price
+        (0.0, False, True, 6.0),
+    ],
+)
+def test_one_change_of_the_price(kl, held_back, failed, expected):
+    numbers = (tf.constant(x, tf.float64) for x in (3.0, kl, 0.01))
+    assert float(radius.repriced(*numbers, held_back, failed)) == expected
+
+
+def test_the_price_stays_within_its_bounds():
+    low = high = tf.constant(1.0, tf.float64)
+    for _ in range(50):
+        low, high = radius.repriced(low, 0.0, 0.01, True, False), radius.repriced(high, 1.0, 0.01, True, False)
+    assert (float(low), float(high)) == (1e-3, 1e6)
+
+
+def step_of(improvement, kl, reason=trust_region.ACCEPTED, fraction=1.0, size=1.0):
+    """Metrics of a policy step."""
+    numbers = {"improvement": improvement, "kl": kl, "step_fraction": fraction, "step_size": size}
+    return {f"policy/{name}": tf.constant(x, tf.float64) for name, x in numbers.items()} | {"policy/reason": reason}
+
+
+def test_a_scripted_sequence_of_steps_gives_exact_radii():
+    """Surrogates are linear, theta[0] per step, so that what a step gained is what the script says."""
+    state = radius.Radius(Config(env="x", radius="adaptive", max_kl=0.01), 1)
+    promises, gains = [1.0, 2.0, 1.0, 0.0, np.inf, 1.0], [0.5, 0.2, 0.9, 3.0, 3.0, -2.0]
+    measured = promised = 0.0
+    expected, found = 0.01, []
+    theta = np.float32(0.0)
+    assert float(state.measure(tf.constant([theta]), lambda x: tf.cast(x[0], tf.float64), 7.0)["radius/max_kl"]) == 0.01
+    for promise, gain in zip(promises, gains, strict=True):
+        limit, unit = tf.constant(0.01, tf.float64), tf.constant(2.0, tf.float64)
+        state.follow(tf.constant([theta]), step_of(promise, 0.01), limit, unit)  # the whole of the limit
+        theta = np.float32(theta + gain)
+        metrics = state.measure(tf.constant([theta]), lambda x: tf.cast(x[0], tf.float64), unit)
+        taken = 0 < promise < np.inf
+        measured, promised = 0.9 * measured + 2 * gain * taken, 0.9 * promised + (2 * promise if taken else 0)
+        if taken and measured < 0.25 * promised:
+            expected /= 1.1
+        elif taken and measured > 0.5 * promised:
+            expected *= 1.1
+        np.testing.assert_allclose(metrics["radius/max_kl"], expected, rtol=1e-6)
+        np.testing.assert_allclose(metrics["radius/measured_by_promised"], measured / promised, rtol=1e-5)
+        found.append(round(expected / 0.01, 4))
+    assert found == [1.0, 0.9091, 0.9091, 0.9091, 0.9091, 0.8264], "by hand"
+
+
+def test_a_fixed_radius_keeps_nothing():
+    state = radius.Radius(Config(env="x"), 5)
+    assert not state.variables
+    assert float(state.growth()) == 1.0
+
+
+def test_what_a_step_gained_is_measured_on_the_rows_after_it(tiny, monkeypatch):
+    """Minus the surrogate of the policy before, with the advantages of the policy now, over the newest rows only."""
+    monkeypatch.setattr(Policy, "compiled", False)
+    agent = Agent(tiny(radius="adaptive", reuse=2, min_effective_sample_size=0.0))
+    agent.start()
+    thetas, batches, step = [], [], agent.learner._policy_step
+
+    def record(batch, *args):
+        thetas.append(agent.policy.network.theta())
+        batches.append((batch, args[3]))
+        return step(batch, *args)
+
+    monkeypatch.setattr(agent.learner, "_policy_step", record)
+    first, _ = agent.step()
+    second, _ = agent.step()
+    agent.learner.wait()
+    agent.behavior.close()
+    batch, unit = batches[1]
+    policy, new = agent.policy, np.asarray(batch.fresh) > 0
+    assert 0 < new.sum() <= 64 < len(new)
+
+    def surrogate(theta):
+        params = policy.params(theta, batch.obs)
+        ratio = np.exp(policy.family.log_prob(params, batch.action).numpy() - batch.behavior_logp.numpy())
+        return (ratio * batch.advantage.numpy())[new].mean()
+
+    gained = (surrogate(thetas[1]) - surrogate(thetas[0])) * float(unit)
+    promised = first["policy/improvement"] * float(batches[0][1])
+    np.testing.assert_allclose(second["radius/measured_by_promised"], gained / promised, rtol=1e-3)
+
+
+def test_the_price_follows_the_divergence(tiny, monkeypatch):
+    monkeypatch.setattr(Policy, "compiled", False)
+    agent = Agent(tiny(objective="penalty", max_kl=0.02))
+    agent.start()
+    rows = [agent.step()[0] for _ in range(12)]
+    agent.learner.wait()
+    agent.behavior.close()
+    late = [row["policy/kl"] for row in rows[6:] if row["policy/reason"] == "accepted"]
+    assert 0.02 / 4 < np.mean(late) < 0.02 * 4
+    assert rows[0]["radius/penalty"] == 1.0
+    assert all(row["policy/improvement"] > 0 for row in rows if row["policy/reason"] == "accepted")
+
+
+def test_the_price_does_not_fall_while_max_step_makes_steps_short(tiny, monkeypatch):
+    monkeypatch.setattr(Policy, "compiled", False)
+    agent = Agent(tiny(objective="penalty", max_step=1e-6))
+    agent.start()
+    rows = [agent.step()[0] for _ in range(3)]
+    agent.learner.wait()
+    agent.behavior.close()
+    assert [row["radius/penalty"] for row in rows] == [1.0, 1.0, 1.0]
+
+
+def test_the_start_of_an_adaptive_radius_is_within_its_bounds():
+    with pytest.raises(UsageError, match=r"--max_kl=0\.2: with --radius=adaptive between"):
+        Config(env="x", radius="adaptive", max_kl=0.2)

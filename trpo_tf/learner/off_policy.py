@@ -1,0 +1,158 @@
+"""Learning from rows that older policies made: what they are worth to the current one.
+
+mu is the policy that acted, pi the current one (theta_old), ratio = pi(a|s) / mu(a|s).
+"""
+
+import collections
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from trpo_tf.learner.advantages import mean_weights, weighted_sum
+from trpo_tf.types import Trajectory, pack, unpack
+
+
+def vtrace(
+    reward, values, ratio, terminated, truncated, mask, gamma: float, gae_lambda: float, rho_max: float, c_max: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Advantages and value targets of pi from trajectories of mu.
+
+    delta_t = r_t + gamma (1 - terminated_t) V(s_t+1) - V(s_t)
+    d_t = min(rho_max, ratio_t) delta_t + gamma lambda min(c_max, ratio_t) (1 - ended_t) d_t+1
+    target_t = V(s_t) + d_t
+    A_t = delta_t + gamma lambda (1 - ended_t) d_t+1
+
+    The ratio of a row's own action is in its target and not in its advantage, which the surrogate multiplies by it.
+    Where every ratio is 1 this is generalised advantage estimation, and the target A + V. Masked rows as there.
+
+    Reference: Espeholt et al. 2018 (arXiv:1802.01561), equation 1 and remark 2; with lambda 1, A is the advantage of
+    their policy gradient.
+
+    Args:
+      reward, ratio, terminated, truncated, mask: [T, B].
+      values: [T+1, B].
+      gamma, gae_lambda: in [0, 1].
+      rho_max: decides which policy the targets are of: pi where no ratio is above it.
+      c_max: bounds the traces, and with them the variance; it leaves the fixed point alone.
+
+    Returns:
+      advantage [T, B], targets [T, B].
+    """
+    alive = 1.0 - tf.cast(terminated, reward.dtype)
+    running = alive * (1.0 - tf.cast(truncated, reward.dtype))
+    delta = tf.where(mask > 0, reward + gamma * alive * values[1:] - values[:-1], 0.0)
+    decay = tf.where(mask > 0, gamma * gae_lambda * running, 0.0)
+    ratio = tf.where(mask > 0, ratio, 0.0)
+    rho, c = tf.minimum(ratio, rho_max), tf.minimum(ratio, c_max)
+    d = tf.scan(
+        lambda later, row: row[0] + row[1] * later, (rho * delta, decay * c), tf.zeros_like(delta[0]), reverse=True
+    )
+    after = tf.concat([d[1:], tf.zeros_like(d[:1])], 0)
+    return delta + decay * after, values[:-1] + d
+
+
+def reuse_weights(reuse: int, optimal: bool) -> np.ndarray:
+    """The share that the batch of the policy i updates ago has in an update, i = 0, 1, ...; they sum to 1.
+
+    Uniform: 1 / reuse each of `reuse` batches. Optimal: of all weights whose effective number of batches,
+    1 / sum_i w_i^2, is `reuse`, too, those that are least stale:
+
+      minimise sum_i w_i (i + 1)  subject to  sum_i w_i^2 <= 1 / reuse,  sum_i w_i = 1,  w_i >= 0.
+
+    A linear objective over a ball: w_i = max(0, a - b i). Over K batches, with the mean 1 / K and the variance that the
+    ball asks for, b^2 = (1 / reuse - 1 / K) 12 / (K (K^2 - 1)); K is the largest whose last weight is not negative.
+
+    Reference: the program is that of Queeney, Paschalidis, Cassandras 2021 (arXiv:2111.00072), section 5, at equal
+    sample size.
+    """
+    if not optimal or reuse == 1:
+        return np.full(reuse, 1.0 / reuse)
+    best = np.full(reuse, 1.0 / reuse)
+    for count in range(reuse + 1, 2 * reuse + 1):
+        slope = np.sqrt((1 / reuse - 1 / count) * 12 / (count * (count**2 - 1)))
+        weights = 1 / count + slope * ((count - 1) / 2 - np.arange(count))
+        if weights[-1] < 0:
+            break
+        best = weights
+    return best
+
+
+def radius_share(weights) -> float:
+    """By what a step has to be shorter where batches of older policies are mixed with these weights.
+
+    The improvement bound has the distance from the policy to each of those that acted, on average over the mixture.
+    Where every update moves by at most s, the policy i updates ago is at most (i + 1) s away from the next one, on
+    average s sum_i w_i (i + 1). For that to stay within the distance s_1 of a single batch, s is s_1 over that sum,
+    2 s_1 / (M + 1) with M equal weights. The KL is quadratic in it.
+
+    Reference: Queeney, Paschalidis, Cassandras 2021 (arXiv:2111.00072), theorem 1; docs/off_policy.md derives it.
+    """
+    return float(1.0 / np.sum(np.asarray(weights) * np.arange(1, len(weights) + 1)))
+
+
+def diagnostics(family, rows, counted: int) -> dict[str, tf.Tensor]:
+    """How far rows are from the current policy's, as scalars.
+
+    effective_sample_size is (sum ratio)^2 / sum ratio^2, as a share of the rows. surrogate_variance is that of the
+    surrogate's estimate at theta_old. kl_behavior_old is KL(mu || pi), and share_of_staleness_k a histogram.
+
+    Args:
+      family: of the actions' distribution.
+      rows: Rows. counted: of which staleness there are shares, 0 to `counted` - 1.
+    """
+    weights = mean_weights(rows.weights)
+    ratio, gain = tf.cast(rows.ratio, tf.float64), tf.cast(rows.ratio * rows.advantage, tf.float64)
+    mean, square = weighted_sum(ratio, weights), weighted_sum(ratio**2, weights)
+    kl = family.kl(*(tf.cast(x, tf.float64) for x in (rows.behavior_params, rows.params)))
+    found = {
+        "effective_sample_size": tf.where(square > 0, mean**2 / tf.where(square > 0, square, 1.0), 0.0),
+        "max_ratio": tf.reduce_max(tf.where(weights > 0, ratio, 0.0)),
+        "mean_ratio_error": weighted_sum(tf.abs(ratio - 1.0), weights),
+        "surrogate_variance": weighted_sum((gain - weighted_sum(gain, weights)) ** 2, weights**2),
+        "kl_behavior_old": weighted_sum(kl, weights),
+    }
+    for k in range(counted):
+        found[f"share_of_staleness_{k}"] = weighted_sum(tf.cast(rows.staleness == k, tf.float64), weights)
+    return {f"stale/{name}": value for name, value in found.items()}
+
+
+class Rows(NamedTuple):
+    """What `diagnostics` looks at, N rows of each."""
+
+    weights: tf.Tensor
+    ratio: tf.Tensor
+    advantage: tf.Tensor  # standardised
+    behavior_params: tf.Tensor  # [N, K]
+    params: tf.Tensor  # [N, K]
+    staleness: tf.Tensor  # int32, in updates
+
+
+class Replay:
+    """The newest trajectories, side by side: [T, B] each become [T, count B], the newest first.
+
+    Before there are so many, the places of the others are filled with its rows, masked: shapes never change.
+    """
+
+    def __init__(self, count: int):
+        self._kept: collections.deque[Trajectory] = collections.deque(maxlen=count)
+
+    def add(self, trajectory: Trajectory) -> Trajectory:
+        """Keeps one, and returns all. Arrays of NumPy."""
+        self._kept.appendleft(trajectory)
+        empty = trajectory._replace(mask=np.zeros_like(trajectory.mask))
+        parts = [*self._kept, *[empty] * (self._kept.maxlen - len(self._kept))]
+        if len(parts) == 1:
+            return trajectory
+        return tf.nest.map_structure(lambda *x: np.concatenate(x, axis=1), *parts)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the next `add` will need, by name."""
+        kept = list(self._kept)[: self._kept.maxlen - 1]
+        return {name: x for k, one in enumerate(kept) for name, x in pack(one, f"replay/{k}").items()}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Takes back what `arrays` gave; other entries are left alone."""
+        found = (unpack(arrays, f"replay/{k}") for k in range(self._kept.maxlen - 1))
+        self._kept.clear()
+        self._kept.extend(trajectory for trajectory in found if trajectory is not None)

@@ -1,0 +1,127 @@
+"""How far a step may go: a trust region that grows and shrinks, and a price of KL in the place of a bound."""
+
+import tensorflow as tf
+
+from trpo_tf.config import Config
+from trpo_tf.learner import trust_region
+
+_FADE = 0.9  # of what earlier updates measured and promised
+_SHRINK_BELOW, _GROW_ABOVE = 0.25, 0.5  # measured / promised; between the two the radius stays
+_USED = 0.5  # share of the radius that a step has to use before there is reason for a larger one
+_FACTOR = 1.1  # of the radius
+_PRICE_FACTOR, _PRICE_BAND = 2.0, 1.5
+_PRICES = 1e-3, 1e6  # smallest and largest
+
+
+def adapted(max_kl, measured, promised, kl, low: float, high: float) -> tf.Tensor:
+    """The radius after an update: smaller where improvement falls short of its promise, larger where it does not.
+
+    measured / promised < 1/4: divided by 1.1.  > 1/2, and the step used more than half of the radius: times 1.1.  Else
+    it stays. Within [low, high].
+
+    Reference: the rules of Conn, Gould, Toint 2000, "Trust-Region Methods", algorithm 6.1.1, with factors that suit
+    measurements as noisy as these.
+
+    Args:
+      max_kl: the radius of the last step; kl: what that step used of it.
+      measured, promised: improvements, in one unit.
+    """
+    shrink = measured < _SHRINK_BELOW * promised
+    grow = (measured > _GROW_ABOVE * promised) & (kl > _USED * max_kl)
+    smaller, larger = max_kl / _FACTOR, max_kl * _FACTOR
+    return tf.clip_by_value(tf.where(shrink, smaller, tf.where(grow, larger, max_kl)), low, high)
+
+
+def repriced(penalty, kl, max_kl, held_back, failed) -> tf.Tensor:
+    """The price of KL after a step: doubled where the KL was above 1.5 max_kl, halved where it was below max_kl / 1.5.
+
+    Reference: Schulman et al. 2017 (arXiv:1707.06347), section 4.
+
+    Args:
+      held_back: whether the price alone decided on the step's length; where it did not, nothing makes it cheaper.
+      failed: whether no candidate of the line search was better, which makes it dearer.
+    """
+    dear = failed | (kl > _PRICE_BAND * max_kl)
+    cheap = held_back & (kl < max_kl / _PRICE_BAND)
+    changed = tf.where(dear, penalty * _PRICE_FACTOR, tf.where(cheap, penalty / _PRICE_FACTOR, penalty))
+    return tf.clip_by_value(changed, *_PRICES)
+
+
+class Radius(tf.Module):
+    """The radius, and with --objective=penalty the price of KL, as they follow the steps.
+
+    What a step improved is measured on the rows that came after it, which had no part in choosing it: at the policy
+    theta_k that drew them, the surrogate of the policy before, L_k(theta_k-1), is what going back would gain, and minus
+    that is what the step gained. To second order in the step, this and its promise are as far from the true improvement
+    on either side, by the curvature that a surrogate does not see; so it falls short, and below 0, where steps go too
+    far. Both fade over ten updates. Nothing of the kind is in `radius=fixed`, which has no variables.
+
+    Args:
+      config: radius, objective, max_kl, min_kl and max_kl_bound are read.
+      size: P, parameters of the policy.
+    """
+
+    def __init__(self, config: Config, size: int):
+        super().__init__(name="radius")
+        self._start, self._low, self._high = config.max_kl, config.min_kl, config.max_kl_bound
+        self.adaptive, self.priced = config.radius == "adaptive", config.objective == "penalty"
+        if self.adaptive:
+            self.max_kl = _variable(config.max_kl, "max_kl")
+            self.measured, self.promised = _variable(0.0, "measured"), _variable(0.0, "promised")
+            self.last_promise, self.last_kl = _variable(0.0, "last_promise"), _variable(0.0, "last_kl")
+            self.theta = tf.Variable(tf.zeros([size]), trainable=False, name="radius/theta")
+        if self.priced:
+            self.penalty = _variable(1.0, "penalty")
+
+    def growth(self) -> tf.Tensor:
+        """The radius by that of the start, in KL; a scalar, float64."""
+        return self.max_kl / self._start if self.adaptive else tf.constant(1.0, tf.float64)
+
+    def measure(self, theta, surrogate, unit) -> dict[str, tf.Tensor]:
+        """Adapts the radius to what the last step gained.
+
+        Args:
+          theta: [P], the policy now.
+          surrogate: theta [P] -> float64, on the newest rows, standardised; `unit`: their standard deviation.
+
+        Returns:
+          Metrics.
+        """
+        if not self.adaptive:
+            return {}
+        gained = (surrogate(theta) - surrogate(self.theta.value())) * unit
+        known = (self.last_promise > 0) & tf.math.is_finite(gained)
+        self.measured.assign(_FADE * self.measured + tf.where(known, gained, 0.0))
+        self.promised.assign(_FADE * self.promised + tf.where(known, self.last_promise, 0.0))
+        before, sums = self.max_kl.value(), (self.measured.value(), self.promised.value())
+        after = adapted(before, *sums, self.last_kl.value(), self._low, self._high)
+        self.max_kl.assign(tf.where(known, after, before))
+        ratio = tf.where(self.promised > 0, self.measured / tf.where(self.promised > 0, self.promised, 1.0), 0.0)
+        return {"radius/max_kl": self.max_kl.value(), "radius/measured_by_promised": ratio}
+
+    def follow(self, theta_old, step: dict[str, tf.Tensor], limit, unit) -> dict[str, tf.Tensor]:
+        """Takes note of a step.
+
+        Args:
+          theta_old: [P], before it.
+          step: the metrics of `policy_step`. limit: the KL that it could have had. unit: as above.
+
+        Returns:
+          Metrics.
+        """
+        kl, reason, metrics = step["policy/kl"], step["policy/reason"], {}
+        if self.adaptive:
+            promise = step["policy/improvement"] * unit
+            self.theta.assign(theta_old)
+            self.last_promise.assign(tf.where(tf.math.is_finite(promise), promise, 0.0))
+            self.last_kl.assign(kl / limit * self.max_kl)
+        if self.priced:
+            metrics["radius/penalty"] = penalty = self.penalty.value()
+            held_back = (step["policy/step_fraction"] == 1.0) & (step["policy/step_size"] >= 1.0 / penalty)
+            failed = (reason == trust_region.IMPROVEMENT) | (reason == trust_region.NOT_FINITE)
+            self.penalty.assign(repriced(penalty, kl, limit, held_back, failed))
+        return metrics
+
+
+def _variable(value: float, name: str) -> tf.Variable:
+    return tf.Variable(tf.constant(value, tf.float64), trainable=False, name=f"radius/{name}")
