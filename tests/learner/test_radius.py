@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.learner.mdp import family, softmax
 from trpo_tf.config import Config, UsageError
 from trpo_tf.learner import radius, trust_region
+from trpo_tf.learner.trpo import policy_step
 from trpo_tf.policy.policy import Policy
 from trpo_tf.trainer import Agent
+from trpo_tf.types import Batch
 
 
 @pytest.mark.parametrize(
@@ -16,8 +19,11 @@ from trpo_tf.trainer import Agent
         (0.2, 1.0, 0.01, 0.01 / 1.1),  # short of a quarter
         (-1.0, 1.0, 0.01, 0.01 / 1.1),
         (0.3, 1.0, 0.01, 0.01),  # between the two
-        (0.6, 1.0, 0.01, 0.011),
-        (0.6, 1.0, 0.004, 0.01),  # the step had no use for more
+        (0.7, 1.0, 0.01, 0.01),
+        (0.8, 1.0, 0.01, 0.011),
+        (0.8, 1.0, 0.004, 0.01),  # the step had no use for more
+        (0.5, -1.0, 0.01, 0.01),  # nothing to compare with
+        (-0.5, -1.0, 0.01, 0.01 / 1.1),
         (0.2, 1.0, 0.004, 0.01 / 1.1),
     ],
 )
@@ -28,9 +34,9 @@ def test_one_change_of_the_radius(measured, promised, kl, expected):
 
 def test_the_radius_stays_within_its_bounds():
     for measured, bound in ((0.0, 0.005), (1.0, 0.02)):
-        max_kl = tf.constant(0.01, tf.float64)
+        max_kl, measured, promised = (tf.constant(x, tf.float64) for x in (0.01, measured, 1.0))
         for _ in range(30):
-            max_kl = radius.adapted(max_kl, tf.constant(measured, tf.float64), 1.0, max_kl, 0.005, 0.02)
+            max_kl = radius.adapted(max_kl, measured, promised, max_kl, 0.005, 0.02)
         assert float(max_kl) == bound
 
 
@@ -60,33 +66,34 @@ def test_the_price_stays_within_its_bounds():
 
 def step_of(improvement, kl, reason=trust_region.ACCEPTED, fraction=1.0, size=1.0):
     """Metrics of a policy step."""
-    numbers = {"improvement": improvement, "kl": kl, "step_fraction": fraction, "step_size": size}
+    numbers = {"unbiased_improvement": improvement, "kl": kl, "step_fraction": fraction, "step_size": size}
     return {f"policy/{name}": tf.constant(x, tf.float64) for name, x in numbers.items()} | {"policy/reason": reason}
 
 
 def test_a_scripted_sequence_of_steps_gives_exact_radii():
     """Surrogates are linear, theta[0] per step, so that what a step gained is what the script says."""
     state = radius.Radius(Config(env="x", radius="adaptive", max_kl=0.01), 1)
-    promises, gains = [1.0, 2.0, 1.0, 0.0, np.inf, 1.0], [0.5, 0.2, 0.9, 3.0, 3.0, -2.0]
+    promises, gains = [1.0, 2.0, 1.0, 1.0, -1.0, 1.0, 1.0], [0.9, 0.2, 0.1, 3.0, 2.0, 3.0, -9.0]
+    divergences = [0.01, 0.01, 0.01, 0.0, 0.01, 0.004, 0.01]  # 0: no step was taken; 0.004: under half of the radius
     measured = promised = 0.0
     expected, found = 0.01, []
     theta = np.float32(0.0)
     assert float(state.measure(tf.constant([theta]), lambda x: tf.cast(x[0], tf.float64), 7.0)["radius/max_kl"]) == 0.01
-    for promise, gain in zip(promises, gains, strict=True):
+    for promise, gain, kl in zip(promises, gains, divergences, strict=True):
         limit, unit = tf.constant(0.01, tf.float64), tf.constant(2.0, tf.float64)
-        state.follow(tf.constant([theta]), step_of(promise, 0.01), limit, unit)  # the whole of the limit
+        state.follow(tf.constant([theta]), step_of(promise, kl), limit, unit)
         theta = np.float32(theta + gain)
         metrics = state.measure(tf.constant([theta]), lambda x: tf.cast(x[0], tf.float64), unit)
-        taken = 0 < promise < np.inf
-        measured, promised = 0.9 * measured + 2 * gain * taken, 0.9 * promised + (2 * promise if taken else 0)
-        if taken and measured < 0.25 * promised:
+        measured, promised = 0.95 * measured + 2 * gain * (kl > 0), 0.95 * promised + 2 * promise * (kl > 0)
+        if kl and measured < 0.25 * promised:
             expected /= 1.1
-        elif taken and measured > 0.5 * promised:
+        elif kl > 0.005 and measured > 0.75 * promised > 0:
             expected *= 1.1
         np.testing.assert_allclose(metrics["radius/max_kl"], expected, rtol=1e-6)
-        np.testing.assert_allclose(metrics["radius/measured_by_promised"], measured / promised, rtol=1e-5)
+        np.testing.assert_allclose(metrics["radius/measured"], measured, rtol=1e-5)
+        np.testing.assert_allclose(metrics["radius/promised"], promised, rtol=1e-5)
         found.append(round(expected / 0.01, 4))
-    assert found == [1.0, 0.9091, 0.9091, 0.9091, 0.9091, 0.8264], "by hand"
+    assert found == [1.1, 1.1, 1.1, 1.1, 1.21, 1.21, 1.1], "by hand"
 
 
 def test_a_fixed_radius_keeps_nothing():
@@ -122,8 +129,51 @@ def test_what_a_step_gained_is_measured_on_the_rows_after_it(tiny, monkeypatch):
         return (ratio * batch.advantage.numpy())[new].mean()
 
     gained = (surrogate(thetas[1]) - surrogate(thetas[0])) * float(unit)
-    promised = first["policy/improvement"] * float(batches[0][1])
-    np.testing.assert_allclose(second["radius/measured_by_promised"], gained / promised, rtol=1e-3)
+    promised = first["policy/unbiased_improvement"] * float(batches[0][1])
+    assert promised != 0
+    np.testing.assert_allclose(second["radius/measured"], gained, rtol=1e-3)
+    np.testing.assert_allclose(second["radius/promised"], promised, rtol=1e-6)
+
+
+def test_the_promise_is_that_of_two_halves_by_dense_algebra():
+    """g_2 (F + damping)^-1 g_1 times the step's length, gradients and Fisher matrix of a softmax written out."""
+    rng, damping = np.random.default_rng(0), 0.01
+    features, actions, advantage = rng.normal(size=(40, 2)), rng.integers(3, size=40), rng.normal(size=40)
+    mask, half = (rng.random(40) < 0.8).astype(float), np.arange(40) % 2.0
+    theta = rng.normal(size=6)
+    probs = softmax(features @ theta.reshape(2, 3))
+    jacobian = np.einsum("nf,nak->nafk", features, probs[:, :, None] * (np.eye(3) - probs[:, None])).reshape(40, 3, 6)
+    score = np.einsum("nf,nk->nfk", features, np.eye(3)[actions] - probs).reshape(40, 6)
+
+    def mean(values, weights):
+        return np.tensordot(weights / weights.sum(), values, 1)
+
+    dense = mean(np.einsum("nap,naq,na->npq", jacobian, jacobian, 1 / probs), mask) + damping * np.eye(6)
+    first, second = (mean(score * advantage[:, None], mask * h) for h in (half, 1 - half))
+    batch = Batch(
+        obs=tf.constant(features),
+        action=tf.constant(actions[:, None], tf.float32),
+        behavior_logp=tf.constant(np.log(probs[np.arange(40), actions])),
+        advantage=tf.constant(advantage),
+        returns=(),
+        values=(),
+        mask=tf.constant(mask),
+    )
+    _, metrics = policy_step(
+        lambda theta, obs: obs @ tf.reshape(theta, [2, 3]),
+        family(3),
+        tf.constant(theta),
+        batch,
+        None,
+        tf.constant(0.01, tf.float64),
+        tf.constant(np.inf, tf.float64),
+        Config(env="x", cg_damping=damping, cg_iterations=20, cg_tolerance=1e-24),
+        half=tf.constant(half),
+    )
+    length = float(metrics["policy/step_fraction"] * metrics["policy/step_size"])
+    assert length > 0
+    expected = length * second @ np.linalg.solve(dense, first)
+    np.testing.assert_allclose(metrics["policy/unbiased_improvement"], expected, rtol=1e-6)
 
 
 def test_the_price_follows_the_divergence(tiny, monkeypatch):

@@ -5,8 +5,8 @@ import tensorflow as tf
 from trpo_tf.config import Config
 from trpo_tf.learner import trust_region
 
-_FADE = 0.9  # of what earlier updates measured and promised
-_SHRINK_BELOW, _GROW_ABOVE = 0.25, 0.5  # measured / promised; between the two the radius stays
+_FADE = 0.95  # of what earlier updates measured and promised
+_SHRINK_BELOW, _GROW_ABOVE = 0.25, 0.75  # measured / promised; between the two the radius stays
 _USED = 0.5  # share of the radius that a step has to use before there is reason for a larger one
 _FACTOR = 1.1  # of the radius
 _PRICE_FACTOR, _PRICE_BAND = 2.0, 1.5
@@ -16,18 +16,18 @@ _PRICES = 1e-3, 1e6  # smallest and largest
 def adapted(max_kl, measured, promised, kl, low: float, high: float) -> tf.Tensor:
     """The radius after an update: smaller where improvement falls short of its promise, larger where it does not.
 
-    measured / promised < 1/4: divided by 1.1.  > 1/2, and the step used more than half of the radius: times 1.1.  Else
+    measured / promised < 1/4: divided by 1.1.  > 3/4, and the step used more than half of the radius: times 1.1.  Else
     it stays. Within [low, high].
 
-    Reference: the rules of Conn, Gould, Toint 2000, "Trust-Region Methods", algorithm 6.1.1, with factors that suit
-    measurements as noisy as these.
+    Reference: the rules and thresholds of Nocedal, Wright 2006, "Numerical Optimization", algorithm 4.1, with factors
+    that suit measurements as noisy as these.
 
     Args:
       max_kl: the radius of the last step; kl: what that step used of it.
-      measured, promised: improvements, in one unit.
+      measured, promised: improvements, in one unit, of either sign.
     """
-    shrink = measured < _SHRINK_BELOW * promised
-    grow = (measured > _GROW_ABOVE * promised) & (kl > _USED * max_kl)
+    shrink = measured < _SHRINK_BELOW * tf.maximum(promised, 0.0)
+    grow = (measured > _GROW_ABOVE * promised) & (promised > 0) & (kl > _USED * max_kl)
     smaller, larger = max_kl / _FACTOR, max_kl * _FACTOR
     return tf.clip_by_value(tf.where(shrink, smaller, tf.where(grow, larger, max_kl)), low, high)
 
@@ -50,11 +50,12 @@ def repriced(penalty, kl, max_kl, held_back, failed) -> tf.Tensor:
 class Radius(tf.Module):
     """The radius, and with --objective=penalty the price of KL, as they follow the steps.
 
-    What a step improved is measured on the rows that came after it, which had no part in choosing it: at the policy
-    theta_k that drew them, the surrogate of the policy before, L_k(theta_k-1), is what going back would gain, and minus
-    that is what the step gained. To second order in the step, this and its promise are as far from the true improvement
-    on either side, by the curvature that a surrogate does not see; so it falls short, and below 0, where steps go too
-    far. Both fade over ten updates. Nothing of the kind is in `radius=fixed`, which has no variables.
+    What a step gained is measured on the rows after it, which had no part in choosing it: at the policy theta_k that
+    drew them, the surrogate of the policy before, L_k(theta_k-1), is what going back would gain, and minus that is what
+    the step gained. What it promised is g.(theta_k - theta_k-1) without the share of it that is noise in g, the
+    "policy/unbiased_improvement" of policy_step. Their ratio is 1 for short steps, 1/2 where the gain is largest if it
+    is quadratic, and below 0 beyond twice that. Both fade over twenty updates. Nothing of the kind is there with
+    radius=fixed, which has no variables.
 
     Args:
       config: radius, objective, max_kl, min_kl and max_kl_bound are read.
@@ -90,14 +91,13 @@ class Radius(tf.Module):
         if not self.adaptive:
             return {}
         gained = (surrogate(theta) - surrogate(self.theta.value())) * unit
-        known = (self.last_promise > 0) & tf.math.is_finite(gained)
+        known = (self.last_kl > 0) & tf.math.is_finite(gained)
         self.measured.assign(_FADE * self.measured + tf.where(known, gained, 0.0))
         self.promised.assign(_FADE * self.promised + tf.where(known, self.last_promise, 0.0))
         before, sums = self.max_kl.value(), (self.measured.value(), self.promised.value())
         after = adapted(before, *sums, self.last_kl.value(), self._low, self._high)
         self.max_kl.assign(tf.where(known, after, before))
-        ratio = tf.where(self.promised > 0, self.measured / tf.where(self.promised > 0, self.promised, 1.0), 0.0)
-        return {"radius/max_kl": self.max_kl.value(), "radius/measured_by_promised": ratio}
+        return {"radius/max_kl": self.max_kl.value(), "radius/measured": sums[0], "radius/promised": sums[1]}
 
     def follow(self, theta_old, step: dict[str, tf.Tensor], limit, unit) -> dict[str, tf.Tensor]:
         """Takes note of a step.
@@ -111,7 +111,7 @@ class Radius(tf.Module):
         """
         kl, reason, metrics = step["policy/kl"], step["policy/reason"], {}
         if self.adaptive:
-            promise = step["policy/improvement"] * unit
+            promise = step["policy/unbiased_improvement"] * unit
             self.theta.assign(theta_old)
             self.last_promise.assign(tf.where(tf.math.is_finite(promise), promise, 0.0))
             self.last_kl.assign(kl / limit * self.max_kl)

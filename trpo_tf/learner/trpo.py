@@ -57,7 +57,9 @@ def fisher_operator(network, family, theta_old, batch: Batch, fisher_rows, confi
     return fvp
 
 
-def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, max_step, config: Config, penalty=None):
+def policy_step(
+    network, family, theta_old, batch: Batch, fisher_rows, max_kl, max_step, config: Config, penalty=None, half=None
+):
     """Computes the new policy parameters (appendix C).
 
     Maximise the surrogate subject to mean KL(old || new) <= max_kl: the direction solves (F + damping I) x = grad by
@@ -77,6 +79,7 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
       fisher_rows: [M] int32, the rows that Fisher products use; None for all.
       max_kl, max_step: scalars, float64; nats, and multiples of x. With a penalty, max_kl is not read.
       penalty: C, a scalar, float64, > 0; None for the constraint.
+      half: [N], a mask of every other environment's rows, for "policy/unbiased_improvement"; None to leave it out.
       config: cg_iterations, cg_tolerance, cg_damping, backtrack_ratio, max_backtracks, fisher_product and fisher_chunk
         are read.
 
@@ -95,9 +98,11 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
     surrogate_old, grad = chunks.add_up(gradient, batch, weights, chunk)
 
     fvp = fisher_operator(network, family, theta_old, batch, fisher_rows, config)
-    solution = conjugate_gradient.conjugate_gradient(
-        lambda v: fvp(v) + config.cg_damping * v, grad, config.cg_iterations, config.cg_tolerance
-    )
+
+    def damped_fvp(vector):
+        return fvp(vector) + config.cg_damping * vector
+
+    solution = conjugate_gradient.conjugate_gradient(damped_fvp, grad, config.cg_iterations, config.cg_tolerance)
     direction = solution.direction
     damped, damping = dot(direction, solution.product), config.cg_damping * dot(direction, direction)
     # x.F x is their difference, without another product, unless little is left of it but rounding.
@@ -123,7 +128,15 @@ def policy_step(network, family, theta_old, batch: Batch, fisher_rows, max_kl, m
     improvement = step.improvement if penalty is None else step.improvement + penalty * step.kl
     improvement_ratio = tf.where(expected > 0, improvement / tf.where(expected > 0, expected, 1.0), 0.0)
     logp_old = family.log_prob(params_old, batch.action)
-    return step.theta, {
+    metrics = {}
+    if half is not None:
+        # A step looks better on the rows that chose it than it is. Gradients of two halves have independent errors, so
+        # g_2 F^-1 g_1 has the mean that g F^-1 g would have without any.
+        _, first = chunks.add_up(gradient, batch, mean_weights(batch.mask * half), chunk)
+        _, second = chunks.add_up(gradient, batch, mean_weights(batch.mask * (1 - half)), chunk)
+        other = conjugate_gradient.conjugate_gradient(damped_fvp, first, config.cg_iterations, config.cg_tolerance)
+        metrics["policy/unbiased_improvement"] = step.step_fraction * step_size * dot(second, other.direction)
+    return step.theta, metrics | {
         "policy/kl": step.kl,
         "policy/improvement": improvement,
         "policy/expected_improvement": expected,
@@ -367,8 +380,11 @@ class TRPO(tf.Module):
         growth = self.radius.growth()
         max_kl, max_step = max_kl * growth, max_step * self._share * tf.sqrt(growth)
         penalty = self.radius.penalty.value() if self.radius.priced else None
+        half = None
+        if self.radius.adaptive:
+            half = tf.constant(np.arange(rows) // length % self._columns % 2, batch.mask.dtype)
         theta, metrics = policy_step(
-            network, family, theta_old, batch, fisher_rows, max_kl, max_step, self._config, penalty
+            network, family, theta_old, batch, fisher_rows, max_kl, max_step, self._config, penalty, half
         )
         if stale and self._config.correct_stale:
             usable = stale["stale/effective_sample_size"] >= self._config.min_effective_sample_size
