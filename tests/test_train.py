@@ -152,10 +152,10 @@ def test_models_of_the_users_train_go_on_and_are_exported(tmp_path, tiny, monkey
             again()
 
 
-_SLOWER = [pytest.param(phase, marks=pytest.mark.slow) for phase in ("boundary", "update", "line search")]
+_SLOWER = [pytest.param(phase, marks=pytest.mark.slow) for phase in ("boundary", "update", "value fit", "line search")]
 
 
-@pytest.mark.parametrize("phase", ["collect", "value fit", "save", *_SLOWER])
+@pytest.mark.parametrize("phase", ["collect", "save", *_SLOWER])
 def test_a_crash_in_any_phase_is_resumed_to_the_bit(undisturbed, tmp_path, phase):
     """SIGKILL in the fifth update, right after a boundary, while the first update is traced, or in the second save."""
     where = {

@@ -308,6 +308,7 @@ def test_an_update_with_optimal_weights_by_hand(tiny, monkeypatch):
     np.testing.assert_allclose(shares, np.array(blocks) / sum(blocks), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_with_a_memory_the_ratio_is_that_of_the_unrolled_policy(tiny, monkeypatch):
     """Not corrected, pi is its own behavior policy, so the ratio is 1 before the step, in sequences too."""
     monkeypatch.setattr(Policy, "compiled", False)

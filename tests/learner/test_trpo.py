@@ -318,7 +318,11 @@ def test_max_step_counts_natural_gradients_of_the_return_in_its_deviations(tiny,
     [
         ("Pendulum-v1", {}),
         ("CartPole-v1", {"fisher_fraction": 0.4}),
-        ("Pendulum-v1", {"network": "gru", "sequence_length": 4, "share_torso": True, "fisher_fraction": 0.4}),
+        pytest.param(
+            "Pendulum-v1",
+            {"network": "gru", "sequence_length": 4, "share_torso": True, "fisher_fraction": 0.4},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("CartPole-v1", {"network": "lstm", "sequence_length": 4}, marks=pytest.mark.slow),
     ],
 )
