@@ -20,6 +20,7 @@ TABLE = {
     ("Ant-v5", "ant"): (1_000_000, 1500),
     ("LunarLander-v3", "box2d"): (1_000_000, 200),
     ("BipedalWalker-v3", "box2d"): (1_000_000, 200),
+    ("Pong-v5", "atari"): (2_000_000, -10),
 }
 FIRST = {env: recipe for env, recipe in reversed(TABLE)}  # of each environment
 BEST = dict(TABLE.keys())  # the last of each environment

@@ -69,7 +69,7 @@ def summary(records: list[dict]) -> tuple[str, str, str]:
     seeds = ", ".join(f"{r['seed']}: {r['final']['return_mean']:.0f}" for r in records)
     mean = statistics.mean(r["final"]["return_mean"] for r in records)
     speed = statistics.median(r["env_steps_per_second"] for r in records)
-    return seeds, f"{mean:.0f}", f"{speed:,.0f}"
+    return seeds, f"{round(mean)}", f"{speed:,.0f}"
 
 
 def markdown(records: list[dict]) -> str:
