@@ -191,6 +191,10 @@ class Config:
             raise UsageError(f"--network={self.network}: the memory is the last of --hidden_sizes, and there is none")
         if self.max_staleness < self.lag:
             raise UsageError(f"--max_staleness={self.max_staleness}: every row is {self.lag} updates old")
+        if self.radius == "adaptive" and self.num_envs < 2:
+            raise UsageError(
+                f"--num_envs={self.num_envs}: --radius=adaptive compares halves of the environments, 2 or more"
+            )
         if self.radius == "adaptive" and not self.min_kl <= self.max_kl <= self.max_kl_bound:
             raise UsageError(
                 f"--max_kl={self.max_kl}: with --radius=adaptive between --min_kl={self.min_kl} and "

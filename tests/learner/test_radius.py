@@ -202,3 +202,8 @@ def test_the_price_does_not_fall_while_max_step_makes_steps_short(tiny, monkeypa
 def test_the_start_of_an_adaptive_radius_is_within_its_bounds():
     with pytest.raises(UsageError, match=r"--max_kl=0\.2: with --radius=adaptive between"):
         Config(env="x", radius="adaptive", max_kl=0.2)
+
+
+def test_halves_need_two_environments():
+    with pytest.raises(UsageError, match="--num_envs=1: --radius=adaptive"):
+        Config(env="x", radius="adaptive", num_envs=1)

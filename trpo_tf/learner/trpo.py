@@ -334,7 +334,7 @@ class TRPO(tf.Module):
             targets,
             standardized,
             std,
-            off_policy.diagnostics(family, seen, config.lag + len(self._column_weights) // config.num_envs),
+            off_policy.diagnostics(family, seen, config.lag + self._columns // config.num_envs),
         )
 
     def _rows(self, x):

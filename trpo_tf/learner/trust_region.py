@@ -62,7 +62,7 @@ def line_search(
 
 def refuse(metrics: dict[str, tf.Tensor], refused: tf.Tensor) -> dict[str, tf.Tensor]:
     """The metrics of a policy step, as those of a step that was not taken where its rows were too stale."""
-    nothing = ("kl", "improvement", "expected_improvement", "improvement_ratio", "step_fraction")
-    found = {f"policy/{name}": metrics[f"policy/{name}"] for name in (*nothing, "reason")}
+    taken = ("kl", "improvement", "expected_improvement", "unbiased_improvement", "improvement_ratio", "step_fraction")
+    found = {name: x for name, x in metrics.items() if name.removeprefix("policy/") in (*taken, "reason")}
     instead = {name: tf.cast(STALE if name == "policy/reason" else 0, x.dtype) for name, x in found.items()}
     return metrics | {name: tf.where(refused, instead[name], x) for name, x in found.items()}
