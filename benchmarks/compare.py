@@ -7,11 +7,12 @@
 Area: mean of the training return (drawn actions, 20 episodes) over the steps of a run. Final: 20 deterministic
 episodes. Both are divided by the mean of the study's first variant on that environment; over all runs of a variant, the
 interquartile mean with a stratified bootstrap interval of 95 % (Agarwal et al. 2021, arXiv:2108.13264).
-Results go to results/<study>.json and .md. Runs that are already in --work_dir are not trained again.
+Results go to results/<study>.json and .md after every run. What is in there, or in --work_dir, is not trained again.
 """
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+import os
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -60,13 +61,13 @@ def area(rows: list[dict[str, str]]) -> float:
 
 
 def record(env: str, variant: str, seed: int, more: tuple[str, ...]) -> dict:
-    """One run's numbers, after training it where it is not there yet."""
+    """One run's numbers, after training it where it is not there yet. Runs at a time share the cores."""
+    if FLAGS.jobs > 1:
+        more += (f"--env_threads={max(1, os.cpu_count() // FLAGS.jobs)}",)
     run_dir = Path(FLAGS.work_dir) / f"{env}-{variant.replace(', ', '-').replace(' ', '-')}-s{seed}"
     trained(run_dir, env, FIRST[env], seed, more)
     final = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))["return_mean"]
-    return {"env": env, "variant": variant, "seed": seed, "area": area(read_csv(run_dir / "progress.csv"))} | {
-        "final": final
-    }
+    return {"area": area(read_csv(run_dir / "progress.csv")), "final": final}
 
 
 def interquartile_mean(*samples) -> float:
@@ -74,25 +75,28 @@ def interquartile_mean(*samples) -> float:
     return stats.trim_mean(np.concatenate(samples, axis=-1), 0.25, axis=-1)
 
 
-def table(records: list[dict]) -> str:
-    """Markdown: per environment the means over seeds, and over all runs the normalised interquartile means."""
-    envs, variants = (list(dict.fromkeys(r[name] for r in records)) for name in ("env", "variant"))
+def table(found: dict[tuple[str, str, int], dict], envs, variants) -> str:
+    """Markdown: per environment the means over seeds, then, in those of the first variant, their mean, and the
+    interquartile mean of all runs."""
     lines = []
     for kind in ("area", "final"):
         values = {
-            (env, variant): np.array([r[kind] for r in records if (r["env"], r["variant"]) == (env, variant)])
+            (env, variant): np.array([x[kind] for (e, v, _), x in sorted(found.items()) if (e, v) == (env, variant)])
             for env in envs
             for variant in variants
         }
-        lines += [f"| {kind} | {' | '.join(envs)} | of {variants[0]}, IQM (95 %) |", "|---" * (len(envs) + 2) + "|"]
+        lines += [f"| {kind} | {' | '.join(envs)} | mean | IQM (95 %) | seeds |", "|---" * (len(envs) + 4) + "|"]
         for variant in variants:
+            if not all(len(values[env, of]) for env in envs for of in (variants[0], variant)):
+                continue
             scores = [values[env, variant] / values[env, variants[0]].mean() for env in envs]
-            middle, means = interquartile_mean(*scores), [f"{values[env, variant].mean():.0f}" for env in envs]
-            spread = ""
+            mean, middle = np.mean([x.mean() for x in scores]), interquartile_mean(*scores)
+            spread, means = "", [f"{values[env, variant].mean():.0f}" for env in envs]
             if min(map(len, scores)) > 1:
                 interval = stats.bootstrap(scores, interquartile_mean, method="percentile", rng=0).confidence_interval
                 spread = f" ({interval.low:.2f} to {interval.high:.2f})"
-            lines.append(f"| {variant} | {' | '.join(means)} | {middle:.2f}{spread} |")
+            seeds = "/".join(str(n) for n in dict.fromkeys(map(len, scores)))
+            lines.append(f"| {variant} | {' | '.join(means)} | {mean:.2f} | {middle:.2f}{spread} | {seeds} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -102,22 +106,24 @@ def main(argv):
     del argv
     RESULTS.mkdir(exist_ok=True)
     envs, variants = STUDIES[FLAGS.study]
-    wanted = [
-        (env, variant, int(seed), more)
-        for seed in FLAGS.seeds
-        for variant, more in variants.items()
-        for env in FLAGS.envs or envs
-        if variant in (FLAGS.variants or variants)
-    ]
-    records = []
+    path, names = RESULTS / f"{FLAGS.study}.json", ("env", "variant", "seed")
+    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    found = {tuple(x.pop(name) for name in names): x for x in records}
     with ThreadPoolExecutor(FLAGS.jobs) as pool:
-        for found in pool.map(lambda run: record(*run), wanted):
-            records.append(found)
-            print(*(found[name] for name in ("env", "variant", "seed")), round(found["area"]), round(found["final"]))
-    path = RESULTS / f"{FLAGS.study}.json"
-    path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(table(records), encoding="utf-8")
-    print(table(records))
+        wanted = (
+            (env, variant, int(seed))
+            for seed in FLAGS.seeds
+            for variant in FLAGS.variants or variants
+            for env in FLAGS.envs or envs
+        )
+        runs = {pool.submit(record, *key, variants[key[1]]): key for key in wanted if key not in found}
+        for run in as_completed(runs):
+            found[runs[run]] = run.result()
+            records = [dict(zip(names, key, strict=True)) | found[key] for key in sorted(found)]
+            path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+            path.with_suffix(".md").write_text(table(found, envs, list(variants)), encoding="utf-8")
+            print(*runs[run], *(round(x) for x in found[runs[run]].values()), flush=True)
+    print(table(found, envs, list(variants)))
 
 
 if __name__ == "__main__":

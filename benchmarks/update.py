@@ -6,11 +6,11 @@
 
 Parts are compiled as the learner compiles them and timed in turns; the table has medians. The update is timed as it
 comes, with 4096 rows or a fifth of the batch in its Fisher products, and with every row in them, as the peer's; the
-parts have every row. A Fisher product is timed where it is used: the difference between 20 and 10 iterations of
-conjugate gradient, over 10. Beside it stand its matrix products alone, of the same shapes, in one compiled function
-that writes them all out. The peer is sb3-contrib's train() on the same number of rows, 10 passes of its critic in
-minibatches of 128, like ours. Growth is the exponent of the batch between neighbours. Writes results/update.json, .md
-and .png.
+parts have every row. With --reuse=2 half of the rows are new. A Fisher product is timed where it is used: the
+difference between 20 and 10 iterations of conjugate gradient, over 10. Beside it stand its matrix products alone, of
+the same shapes, in one compiled function that writes them all out. The peer is sb3-contrib's train() on the same number
+of rows, 10 passes of its critic in minibatches of 128, like ours. Growth is the exponent of the batch between
+neighbours. Writes results/update.json, .md and .png.
 """
 
 import dataclasses
@@ -54,8 +54,9 @@ def trajectory(agent: Agent, time_steps: int) -> Trajectory:
     logp = policy.log_prob(params, action).numpy().reshape(shape)
     reward, never = random.standard_normal(shape).astype(np.float32), np.zeros(shape, bool)
     ended = random.random(shape) < 1e-3
-    action = action.numpy().reshape(*shape, -1)
-    return Trajectory({name: obs}, action, logp, reward, never, ended, np.ones(shape, np.float32))
+    action, params = action.numpy().reshape(*shape, -1), params.numpy().reshape(*shape, -1)
+    stale = (params, np.zeros(shape, np.int32))
+    return Trajectory({name: obs}, action, logp, reward, never, ended, np.ones(shape, np.float32), *stale)
 
 
 def compiled(function):
@@ -69,9 +70,13 @@ def parts(rows: int, hidden: int) -> dict:
         env=ENV, num_envs=ENVS, steps_per_update=rows, hidden_sizes=(hidden, hidden), value_epochs=EPOCHS
     )
     use_threads(config)
-    agent, every = Agent(config), Agent(dataclasses.replace(config, fisher_fraction=1.0))
+    agent = Agent(config)
+    every, adaptive, reuse = (
+        Agent(dataclasses.replace(config, **changes)).learner
+        for changes in ({"fisher_fraction": 1.0}, {"radius": "adaptive"}, {"reuse": 2, "steps_per_update": rows // 2})
+    )
     learner, network, family = agent.learner, agent.policy.network, agent.policy.family
-    given = trajectory(agent, config.time_steps)
+    given, half = (trajectory(agent, steps) for steps in (config.time_steps, config.time_steps // 2))
     tensors = tf.nest.map_structure(tf.constant, given)
     batch = learner._prepare(tensors)[0]
     weights = batch.mask / tf.reduce_sum(batch.mask)
@@ -113,7 +118,9 @@ def parts(rows: int, hidden: int) -> dict:
 
     return {
         "update": lambda: learner.update(given, 1, 0.0)[1].result(),
-        "update, all rows in Fisher products": lambda: every.learner.update(given, 1, 0.0)[1].result(),
+        "update, all rows in Fisher products": lambda: every.update(given, 1, 0.0)[1].result(),
+        "update, --radius=adaptive": lambda: adaptive.update(given, 1, 0.0)[1].result(),
+        "update, --reuse=2": lambda: reuse.update(half, 1, 0.0)[1].result(),
         "values and advantages": lambda: learner._prepare(tensors),
         "gradient": compiled(gradient),
         "CG, 10": compiled(solve(10)),

@@ -13,31 +13,55 @@ from trpo_tf.trainer import Agent
 from trpo_tf.types import Batch
 
 
+def change(gains, promises, kl=0.01, max_kl=0.01, low=1e-4, high=0.1):
+    """The factor of the radius after these updates, weighted equally."""
+    both = np.array([gains, promises])
+    numbers = (tf.constant(x, tf.float64) for x in (max_kl, both.sum(1), both @ both.T, kl))
+    return float(radius.adapted(*numbers, low, high)) / max_kl
+
+
 @pytest.mark.parametrize(
     ("measured", "promised", "kl", "expected"),
     [
-        (0.2, 1.0, 0.01, 0.01 / 1.1),  # short of a quarter
-        (-1.0, 1.0, 0.01, 0.01 / 1.1),
-        (0.3, 1.0, 0.01, 0.01),  # between the two
-        (0.7, 1.0, 0.01, 0.01),
-        (0.8, 1.0, 0.01, 0.011),
-        (0.8, 1.0, 0.004, 0.01),  # the step had no use for more
-        (0.5, -1.0, 0.01, 0.01),  # nothing to compare with
-        (-0.5, -1.0, 0.01, 0.01 / 1.1),
-        (0.2, 1.0, 0.004, 0.01 / 1.1),
+        (0.2, 1.0, 0.01, 1 / 1.1),  # short of a quarter
+        (-1.0, 1.0, 0.01, 1 / 1.1),
+        (0.3, 1.0, 0.01, 1.0),  # between the two
+        (0.7, 1.0, 0.01, 1.0),
+        (0.8, 1.0, 0.01, 1.1),
+        (0.8, 1.0, 0.004, 1.0),  # the step had no use for more
+        (-0.2, -1.0, 0.01, 1.0),  # nothing to compare with
+        (-0.5, -1.0, 0.01, 1 / 1.1),
+        (0.2, 1.0, 0.004, 1 / 1.1),
+        (0.0, 0.0, 0.01, 1.0),
     ],
 )
 def test_one_change_of_the_radius(measured, promised, kl, expected):
-    numbers = (tf.constant(x, tf.float64) for x in (0.01, measured, promised, kl))
-    np.testing.assert_allclose(radius.adapted(*numbers, 1e-4, 0.1), expected, rtol=1e-12)
+    np.testing.assert_allclose(change([measured] * 4, [promised] * 4, kl), expected, rtol=1e-12)
+
+
+def test_the_radius_stays_where_the_difference_is_within_its_standard_error():
+    """Gains of mean -0.25 and 1.25, half from a threshold: with errors of +-x, 16 of them are one standard error
+    away at x^2 = 4 - 0.25, and a single update never is enough."""
+    for mean, factor in ((-0.25, 1 / 1.1), (1.25, 1.1)):
+        for error, expected in ((1.9, factor), (2.1, 1.0)):
+            x = np.sqrt(error**2 - 0.25)
+            found = change(mean + x * np.array([1, -1] * 8), [1.0] * 16)
+            assert found == pytest.approx(expected, rel=1e-12), (mean, error)
+        assert change([mean], [1.0]) == 1.0
+
+
+def test_noise_moves_the_radius_neither_way_more_often():
+    """What the rule is for: gains and promises of mean 0 once shrank it to nothing."""
+    rng = np.random.default_rng(0)
+    found = [change(rng.normal(size=20), rng.normal(size=20)) for _ in range(1000)]
+    smaller, larger = np.mean(np.less(found, 1)), np.mean(np.greater(found, 1))
+    assert 0.08 < smaller < 0.24
+    assert smaller + larger < 0.4
 
 
 def test_the_radius_stays_within_its_bounds():
-    for measured, bound in ((0.0, 0.005), (1.0, 0.02)):
-        max_kl, measured, promised = (tf.constant(x, tf.float64) for x in (0.01, measured, 1.0))
-        for _ in range(30):
-            max_kl = radius.adapted(max_kl, measured, promised, max_kl, 0.005, 0.02)
-        assert float(max_kl) == bound
+    assert change([0.0] * 4, [1.0] * 4, low=0.0095) == 0.95
+    assert change([1.0] * 4, [1.0] * 4, high=0.0105) == pytest.approx(1.05)
 
 
 @pytest.mark.parametrize(
@@ -73,9 +97,11 @@ def step_of(improvement, kl, reason=trust_region.ACCEPTED, fraction=1.0, size=1.
 def test_a_scripted_sequence_of_steps_gives_exact_radii():
     """Surrogates are linear, theta[0] per step, so that what a step gained is what the script says."""
     state = radius.Radius(Config(env="x", radius="adaptive", max_kl=0.01), 1)
-    promises, gains = [1.0, 2.0, 1.0, 1.0, -1.0, 1.0, 1.0], [0.9, 0.2, 0.1, 3.0, 2.0, 3.0, -9.0]
-    divergences = [0.01, 0.01, 0.01, 0.0, 0.01, 0.004, 0.01]  # 0: no step was taken; 0.004: under half of the radius
-    measured = promised = 0.0
+    promises = [1.0, 2.0, 1.0, 1.0, -1.0, 1.0, 1.0, 1.0, 1.0]
+    gains = [0.9, 2.5, 0.1, 3.0, 4.0, 3.0, -9.0, -9.0, -9.0]
+    # 0: no step was taken; 0.004: under half of the radius
+    divergences = [0.01, 0.01, 0.01, 0.0, 0.01, 0.004, 0.01, 0.01, 0.01]
+    sums, squares = np.zeros(2), np.zeros([2, 2])
     expected, found = 0.01, []
     theta = np.float32(0.0)
     assert float(state.measure(tf.constant([theta]), lambda x: tf.cast(x[0], tf.float64), 7.0)["radius/max_kl"]) == 0.01
@@ -84,16 +110,18 @@ def test_a_scripted_sequence_of_steps_gives_exact_radii():
         state.follow(tf.constant([theta]), step_of(promise, kl), limit, unit)
         theta = np.float32(theta + gain)
         metrics = state.measure(tf.constant([theta]), lambda x: tf.cast(x[0], tf.float64), unit)
-        measured, promised = 0.95 * measured + 2 * gain * (kl > 0), 0.95 * promised + 2 * promise * (kl > 0)
-        if kl and measured < 0.25 * promised:
+        new = 2 * np.array([gain, promise]) * (kl > 0)
+        sums, squares = 0.95 * sums + new, 0.95**2 * squares + np.outer(new, new)
+        (measured, promised), error = sums, {a: np.sqrt([1, -a] @ squares @ [1, -a]) for a in (0.25, 0.75)}
+        if kl and measured - 0.25 * promised < -error[0.25]:
             expected /= 1.1
-        elif kl > 0.005 and measured > 0.75 * promised > 0:
+        elif kl > 0.005 and measured - 0.75 * promised > error[0.75] and promised > 0:
             expected *= 1.1
         np.testing.assert_allclose(metrics["radius/max_kl"], expected, rtol=1e-6)
         np.testing.assert_allclose(metrics["radius/measured"], measured, rtol=1e-5)
         np.testing.assert_allclose(metrics["radius/promised"], promised, rtol=1e-5)
         found.append(round(expected / 0.01, 4))
-    assert found == [1.1, 1.1, 1.1, 1.1, 1.21, 1.21, 1.1], "by hand"
+    assert found == [1.0, 1.1, 1.1, 1.1, 1.21, 1.21, 1.21, 1.21, 1.1], "by hand"
 
 
 def test_a_fixed_radius_keeps_nothing():

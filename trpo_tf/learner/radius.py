@@ -1,5 +1,6 @@
 """How far a step may go: a trust region that grows and shrinks, and a price of KL in the place of a bound."""
 
+import numpy as np
 import tensorflow as tf
 
 from trpo_tf.config import Config
@@ -7,27 +8,37 @@ from trpo_tf.learner import trust_region
 
 _FADE = 0.95  # of what earlier updates measured and promised
 _SHRINK_BELOW, _GROW_ABOVE = 0.25, 0.75  # measured / promised; between the two the radius stays
+_CERTAIN = 1.0  # standard errors between a sum and its threshold, without which the radius stays
 _USED = 0.5  # share of the radius that a step has to use before there is reason for a larger one
 _FACTOR = 1.1  # of the radius
 _PRICE_FACTOR, _PRICE_BAND = 2.0, 1.5
 _PRICES = 1e-3, 1e6  # smallest and largest
 
 
-def adapted(max_kl, measured, promised, kl, low: float, high: float) -> tf.Tensor:
+def adapted(max_kl, sums, squares, kl, low: float, high: float) -> tf.Tensor:
     """The radius after an update: smaller where improvement falls short of its promise, larger where it does not.
 
-    measured / promised < 1/4: divided by 1.1.  > 3/4, and the step used more than half of the radius: times 1.1.  Else
-    it stays. Within [low, high].
+    gained < 1/4 promised: divided by 1.1.  > 3/4, and the step used more than half of the radius: times 1.1.  Else it
+    stays, and it stays where the difference is within its standard error. Within [low, high].
 
     Reference: the rules and thresholds of Nocedal, Wright 2006, "Numerical Optimization", algorithm 4.1, with factors
     that suit measurements as noisy as these.
 
     Args:
       max_kl: the radius of the last step; kl: what that step used of it.
-      measured, promised: improvements, in one unit, of either sign.
+      sums: [2], of what steps gained and of what they promised, in one unit, with weights that fade.
+      squares: [2, 2], of their products, with the squares of those weights.
     """
-    shrink = measured < _SHRINK_BELOW * tf.maximum(promised, 0.0)
-    grow = (measured > _GROW_ABOVE * promised) & (promised > 0) & (kl > _USED * max_kl)
+
+    def beyond(share):
+        """Standard errors by which the gain is above this share of the promise. Were its mean there, the variance of
+        the sum would be that of the squares."""
+        weights = tf.constant([1.0, -share], tf.float64)
+        variance = tf.tensordot(weights, tf.linalg.matvec(squares, weights), 1)
+        return tf.tensordot(weights, sums, 1) / tf.sqrt(tf.maximum(variance, np.finfo(np.float64).tiny))
+
+    shrink = beyond(_SHRINK_BELOW) < -_CERTAIN
+    grow = (beyond(_GROW_ABOVE) > _CERTAIN) & (sums[1] > 0) & (kl > _USED * max_kl)
     smaller, larger = max_kl / _FACTOR, max_kl * _FACTOR
     return tf.clip_by_value(tf.where(shrink, smaller, tf.where(grow, larger, max_kl)), low, high)
 
@@ -68,7 +79,7 @@ class Radius(tf.Module):
         self.adaptive, self.priced = config.radius == "adaptive", config.objective == "penalty"
         if self.adaptive:
             self.max_kl = _variable(config.max_kl, "max_kl")
-            self.measured, self.promised = _variable(0.0, "measured"), _variable(0.0, "promised")
+            self.sums, self.squares = _variable([0.0] * 2, "sums"), _variable([[0.0] * 2] * 2, "squares")
             self.last_promise, self.last_kl = _variable(0.0, "last_promise"), _variable(0.0, "last_kl")
             self.theta = tf.Variable(tf.zeros([size]), trainable=False, name="radius/theta")
         if self.priced:
@@ -92,10 +103,11 @@ class Radius(tf.Module):
             return {}
         gained = (surrogate(theta) - surrogate(self.theta.value())) * unit
         known = (self.last_kl > 0) & tf.math.is_finite(gained)
-        self.measured.assign(_FADE * self.measured + tf.where(known, gained, 0.0))
-        self.promised.assign(_FADE * self.promised + tf.where(known, self.last_promise, 0.0))
-        before, sums = self.max_kl.value(), (self.measured.value(), self.promised.value())
-        after = adapted(before, *sums, self.last_kl.value(), self._low, self._high)
+        new = tf.where(known, tf.stack([gained, self.last_promise.value()]), 0.0)
+        self.sums.assign(_FADE * self.sums + new)
+        self.squares.assign(_FADE**2 * self.squares + new[:, None] * new)
+        before, sums = self.max_kl.value(), self.sums.value()
+        after = adapted(before, sums, self.squares.value(), self.last_kl.value(), self._low, self._high)
         self.max_kl.assign(tf.where(known, after, before))
         return {"radius/max_kl": self.max_kl.value(), "radius/measured": sums[0], "radius/promised": sums[1]}
 
@@ -123,5 +135,5 @@ class Radius(tf.Module):
         return metrics
 
 
-def _variable(value: float, name: str) -> tf.Variable:
+def _variable(value, name: str) -> tf.Variable:
     return tf.Variable(tf.constant(value, tf.float64), trainable=False, name=f"radius/{name}")
