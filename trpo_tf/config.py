@@ -171,7 +171,9 @@ class Config:
     pipeline: bool = _field(False, _STALE, "collect while the update runs, with a policy one update older")
     behavior_lag: int = _field(0, _STALE, "updates that the acting policy stays behind, to study it", low=0, high=64)
     correct_stale: bool = _field(True, _STALE, "importance sampling and V-trace; without, older rows count as new ones")
-    vtrace_rho: float = _field(1.0, _STALE, "largest ratio in value targets (Espeholt et al. 2018)", above=0)
+    vtrace_rho: float = _field(
+        1.0, _STALE, "largest ratio in value targets and surrogate (Espeholt et al. 2018)", above=0
+    )
     vtrace_c: float = _field(1.0, _STALE, "largest ratio in traces (Espeholt et al. 2018)", above=0)
     max_staleness: int = _field(64, _STALE, "updates after which rows are masked", low=0)
     min_effective_sample_size: float = _field(

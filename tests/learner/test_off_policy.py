@@ -173,8 +173,8 @@ def test_the_newest_trajectories_stand_side_by_side_and_the_places_of_others_are
 
 
 def test_a_single_trajectory_is_passed_through():
-    trajectory = made(1)
-    assert off_policy.Replay(1).add(trajectory) is trajectory
+    trajectory = made(1)._replace(values=np.zeros((4, 2)))
+    tf.nest.map_structure(np.testing.assert_array_equal, off_policy.Replay(1).add(made(1)), trajectory)
     assert not off_policy.Replay(1).arrays()
 
 
@@ -182,8 +182,11 @@ def test_what_is_kept_goes_through_arrays():
     replay, other = off_policy.Replay(3), off_policy.Replay(3)
     for value in (1, 2, 3, 4):
         replay.add(made(value))
+        replay.keep_values(np.full((4, 2), value, np.float32))
     other.restore(replay.arrays() | {"collector/obs/x": np.zeros(3)})
-    tf.nest.map_structure(np.testing.assert_array_equal, replay.add(made(5)), other.add(made(5)))
+    found = replay.add(made(5))
+    tf.nest.map_structure(np.testing.assert_array_equal, found, other.add(made(5)))
+    assert found.values[3].tolist() == [0, 0, 4, 4, 3, 3]
 
 
 def test_the_first_update_is_that_of_one_batch_with_the_smaller_radius(tiny, monkeypatch):
@@ -267,29 +270,34 @@ def test_uncorrected_rows_count_as_those_of_the_current_policy(tiny, monkeypatch
 
 
 def test_an_update_with_optimal_weights_by_hand(tiny, monkeypatch):
-    """Weights, step length and advantage statistics of the third update; each row is in the normaliser once."""
+    """Weights, values, step length and advantage statistics of the third update; the normaliser has each row once."""
     monkeypatch.setattr(Policy, "compiled", False)
     settings = {"gamma": 0.9, "max_kl": 1.0, "max_step": 0.05, "vtrace_rho": 1.0, "min_effective_sample_size": 0.0}
     agent = Agent(tiny(reuse=2, reuse_weights="optimal", **settings))
     agent.start()
-    masks, batches, collect, step = [], [], agent.behavior.collect, agent.learner._policy_step
+    masks, batches, values = [], [], []
+    collect, prepare = agent.behavior.collect, agent.learner._prepare
 
     def collected(update):
         trajectory, episodes = collect(update)
         masks.append(trajectory.mask)
         return trajectory, episodes
 
-    def stepped(batch, *args):
-        batches.append((batch, agent.policy.network.theta()))
-        return step(batch, *args)
+    def prepared(trajectory):
+        found = prepare(trajectory)
+        obs = {name: tf.reshape(x, [-1, *x.shape[2:]]) for name, x in trajectory.obs.items()}
+        now = agent.policy.values(agent.policy.preprocess(obs)).numpy().reshape(-1, 3 * 4)
+        values.append(now * agent.learner.reward_scaler.scale())
+        batches.append((trajectory, found[0], agent.policy.network.theta()))
+        return found
 
     monkeypatch.setattr(agent.behavior, "collect", collected)
-    monkeypatch.setattr(agent.learner, "_policy_step", stepped)
+    monkeypatch.setattr(agent.learner, "_prepare", prepared)
     for _ in range(3):
         row, _ = agent.step()
     agent.learner.wait()
     agent.behavior.close()
-    batch, theta = batches[-1]
+    trajectory, batch, theta = batches[-1]
     weights = off_policy.reuse_weights(2, optimal=True)
     expected = np.concatenate([w * mask for w, mask in zip(weights, masks[::-1], strict=True)], 1).ravel()
     given = batch.mask.numpy()
@@ -297,10 +305,27 @@ def test_an_update_with_optimal_weights_by_hand(tiny, monkeypatch):
     assert float(agent.policy.normalizer.moments.count) == sum(mask.sum() for mask in masks)
     params = agent.policy.params(theta, batch.obs)
     ratio = np.exp(agent.policy.family.log_prob(params, batch.action).numpy() - batch.behavior_logp.numpy())
+    assert row["stale/max_ratio"] > 1.05 > 1.0001 > ratio.max(), "truncated at rho"
     trusted = given * np.minimum(ratio, 1.0)
     assert np.ptp(trusted[given > 0] / given[given > 0]) > 0.05, "else this measures nothing"
     mean, square = (np.average(batch.advantage.numpy() ** power, weights=trusted) for power in (1, 2))
     np.testing.assert_allclose([mean, square], [0, 1], atol=1e-4)
+    scaler, shape = agent.learner.reward_scaler, trajectory.mask.shape
+    before = np.concatenate([values[2 - age][:, :4] for age in range(3)], 1)  # by the network that had not seen them
+    np.testing.assert_allclose(trajectory.values[:, 4:], before[:, 4:], rtol=1e-4, atol=1e-5)
+    assert np.abs(before - values[2])[:, 4:].mean() > 0.01, "else this measures nothing"
+    logp = agent.policy.family.log_prob(params, batch.action).numpy().reshape(shape)
+    args = np.exp(logp - trajectory.behavior_logp), trajectory.terminated, trajectory.truncated, trajectory.mask
+    (advantage, _), (_, targets) = (
+        off_policy.vtrace(scaler(trajectory.reward), x / scaler.scale(), *args, 0.9, 0.95, 1.0, 1.0)
+        for x in (before, values[2])
+    )
+    advantage = advantage.numpy().ravel()[given > 0]
+    advantage = advantage - np.average(advantage, weights=trusted[given > 0])
+    spread = np.average(advantage**2, weights=trusted[given > 0])
+    np.testing.assert_allclose(batch.advantage[given > 0], advantage / np.sqrt(spread), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(batch.returns[given > 0], targets.numpy().ravel()[given > 0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(batch.values, before[:-1].ravel() / scaler.scale(), rtol=1e-4, atol=1e-5)
     share = off_policy.radius_share(weights)
     np.testing.assert_allclose(row["policy/step_size"], 0.05 * row["policy/advantage_std"] / 0.1 * share, rtol=1e-5)
     shares = [row[f"stale/share_of_staleness_{k}"] for k in range(3)]

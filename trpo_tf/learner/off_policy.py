@@ -138,13 +138,19 @@ class Replay:
         self._kept: collections.deque[Trajectory] = collections.deque(maxlen=count)
 
     def add(self, trajectory: Trajectory) -> Trajectory:
-        """Keeps one, and returns all. Arrays of NumPy."""
+        """Keeps one, and returns all. Arrays of NumPy; the `values` of the one are 0 until `keep_values`."""
+        time, envs = trajectory.reward.shape
+        trajectory = trajectory._replace(values=np.zeros((time + 1, envs), np.float32))
         self._kept.appendleft(trajectory)
         empty = trajectory._replace(mask=np.zeros_like(trajectory.mask))
         parts = [*self._kept, *[empty] * (self._kept.maxlen - len(self._kept))]
         if len(parts) == 1:
             return trajectory
         return tf.nest.map_structure(lambda *x: np.concatenate(x, axis=1), *parts)
+
+    def keep_values(self, values: np.ndarray) -> None:
+        """Puts values [T+1, B] into the newest trajectory."""
+        self._kept[0] = self._kept[0]._replace(values=values)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What the next `add` will need, by name."""

@@ -214,10 +214,12 @@ class TRPO(tf.Module):
             trajectory = self.replay.add(trajectory)
             trajectory = trajectory._replace(policy_version=np.int32(update) - trajectory.policy_version)
         else:
-            trajectory = trajectory._replace(behavior_params=(), policy_version=())
+            trajectory = trajectory._replace(behavior_params=(), policy_version=(), values=())
         obs = {name: _shared(x) for name, x in trajectory.obs.items()}
         trajectory = Trajectory(obs, *tf.nest.map_structure(tf.convert_to_tensor, trajectory[1:]))
-        batch, value_features, constants, advantage_std, stale = self._prepare(trajectory)
+        batch, value_features, constants, advantage_std, values, stale = self._prepare(trajectory)
+        if config.off_policy:
+            self.replay.keep_values(values.numpy())
         if constants is not None:
             batch = batch._replace(obs={name: self._rows(x) for name, x in obs.items()})
         seed = tf.constant([self._seed, update], tf.int32)
@@ -243,8 +245,9 @@ class TRPO(tf.Module):
 
     def _prepare(self, trajectory: Trajectory):
         """Trajectory [T, B, ...] to Batch [N, ...], what a value network on a shared torso takes (else None), the
-        normaliser's constants, the standard deviation of the advantages in those of the discounted return, and how far
-        rows of older policies are from this one's. The trajectory's `policy_version` is its staleness here.
+        normaliser's constants, the standard deviation of the advantages in those of the discounted return, values of
+        the new rows in units of the reward, and how far rows of older policies are from this one's. The trajectory's
+        `policy_version` is its staleness here.
 
         The batch's obs are features, and the constants None; with fisher_chunk, where all features at once might not
         fit into memory, obs are None, for the caller to put the trajectory's there."""
@@ -272,10 +275,13 @@ class TRPO(tf.Module):
         ended, new = trajectory.terminated | trajectory.truncated, slice(config.num_envs)
         self.reward_scaler.merge(trajectory.reward[:, new], ended[:, new], trajectory.mask[:, new])
         trajectory = trajectory._replace(reward=self.reward_scaler(trajectory.reward))
-        stale = {}
+        new_values, stale, scale = (), {}, self.reward_scaler.scale()
         if config.off_policy:
+            new_values = values[:, new] * scale
+            before = tf.concat([new_values, trajectory.values[:, config.num_envs :]], 1) / scale
             params = self._params_of_now(obs, constants)
-            trajectory, targets, standardized, advantage_std, stale = self._correct(trajectory, values, params)
+            trajectory, targets, standardized, advantage_std, stale = self._correct(trajectory, values, before, params)
+            values = before
         else:
             flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
             advantage = advantages.generalized_advantage(
@@ -283,7 +289,7 @@ class TRPO(tf.Module):
             )
             targets = advantage + values[:-1]
             standardized, advantage_std = advantages.standardize(advantage, trajectory.mask)
-        advantage_std *= tf.cast(self.reward_scaler.scale() / self.reward_scaler.std(), tf.float64)
+        advantage_std *= tf.cast(scale / self.reward_scaler.std(), tf.float64)
         batch = Batch(
             obs=None if constants else {name: self._by_sequence(x) for name, x in obs.items()},
             action=self._rows(trajectory.action),
@@ -295,7 +301,7 @@ class TRPO(tf.Module):
             fresh=self._rows(trajectory.mask * (np.arange(envs) < config.num_envs)),
             behavior_params=self._rows(trajectory.behavior_params) if config.off_policy else (),
         )
-        return batch, value_features, constants, advantage_std, stale
+        return batch, value_features, constants, advantage_std, new_values, stale
 
     def _params_of_now(self, obs, constants):
         """The distributions of the policy of now for obs [>= T B, ...], as the policy step computes them: [T B, K]."""
@@ -309,8 +315,11 @@ class TRPO(tf.Module):
         params = tf.reshape(params, [-1, self._columns, length, params.shape[-1]])
         return tf.reshape(tf.transpose(params, [0, 2, 1, 3]), [rows, -1])
 
-    def _correct(self, trajectory: Trajectory, values, params):
+    def _correct(self, trajectory: Trajectory, values, before, params):
         """What rows of older policies are worth to the one of now, whose distributions for them are params [N, K].
+
+        The value network has been fitted to the returns of older rows, and by its values of now [T+1, B] nothing done
+        there was better than expected: advantages are by those of `before` [T+1, B], when the rows were new.
 
         Returns:
           the trajectory, its mask the rows' weights, targets, standardised advantages, their std, and metrics.
@@ -322,12 +331,15 @@ class TRPO(tf.Module):
         ratio = found if config.correct_stale else tf.ones_like(found)
         flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
         limits = (config.gamma, config.gae_lambda, config.vtrace_rho, config.vtrace_c)
-        advantage, targets = off_policy.vtrace(trajectory.reward, values, ratio, *flags, *limits)
+        advantage, _ = off_policy.vtrace(trajectory.reward, before, ratio, *flags, *limits)
+        _, targets = off_policy.vtrace(trajectory.reward, values, ratio, *flags, *limits)
         standardized, std = advantages.standardize(advantage, weights * tf.minimum(ratio, config.vtrace_rho))
         seen = off_policy.Rows(
             *map(_flat, (weights, found, standardized, trajectory.behavior_params)), params, _flat(staleness)
         )
-        behavior_logp = trajectory.behavior_logp if config.correct_stale else logp
+        behavior_logp = logp
+        if config.correct_stale:  # such that ratios in the surrogate are at most rho before the step
+            behavior_logp = tf.maximum(trajectory.behavior_logp, logp - np.float32(np.log(config.vtrace_rho)))
         trajectory = trajectory._replace(mask=weights, behavior_logp=behavior_logp)
         return (
             trajectory,
