@@ -27,9 +27,9 @@ class Trajectory(NamedTuple):
 
 
 def pack(trajectory: Trajectory, prefix: str) -> dict[str, np.ndarray]:
-    """Its arrays by name, for a checkpoint."""
+    """Its arrays by name, for a checkpoint; fields that are empty are left out."""
     leaves = {f"obs/{name}": x for name, x in trajectory.obs.items()} | trajectory._asdict()
-    return {f"{prefix}/{name}": x for name, x in leaves.items() if name != "obs"}
+    return {f"{prefix}/{name}": x for name, x in leaves.items() if name != "obs" and len(x)}
 
 
 def unpack(arrays: dict[str, np.ndarray], prefix: str) -> Trajectory | None:
