@@ -66,7 +66,10 @@ def build(name, action, changes, directory, rows) -> Exported:
     obs = {name: x.astype(policy.specs[name][1]) for name, x in given.items()}
     if policy.normalizer.enabled.any():
         policy.normalizer.commit(policy.encoder.vector(obs), tf.ones(rows))
-    policy.network.assign(policy.network.theta() + 0.3 * rng.normal(size=policy.network.size))
+    for variable in policy.network.model.trainable_variables:
+        # Less for a unit of many inputs: a sum of thousands of large terms depends on their order by more than 1e-5.
+        scale = min(0.3, 1 / np.sqrt(np.prod(variable.shape[:-1])))
+        variable.assign_add(scale * rng.normal(size=variable.shape))
     return Exported(policy, obs, saved_model.save(policy, SCALE, METADATA, directory))
 
 

@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(undisturbed, tmp_
     assert first[0] != first[1]
 
 
-@pytest.mark.parametrize("stop_after", [2, 3, 7])
+@pytest.mark.parametrize("stop_after", [3, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 7))])
 def test_a_stopped_run_goes_on_to_the_bit(undisturbed, tmp_path, tiny, monkeypatch, stop_after):
     """SIGTERM during an update at, before and after a boundary where environments are rebuilt."""
     step = trainer.Agent.step
@@ -111,7 +111,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["memory", "hybrid", pytest.param("masked", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["memory", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("hybrid", "masked"))]
+)
 def test_runs_of_other_spaces_and_networks_go_on_to_the_bit(tmp_path, tiny, kind, monkeypatch, capsys):
     """Two updates after a boundary: the actions since then are replayed, the states are in the checkpoint."""
     monkeypatch.setattr(Policy, "compiled", False)  # XLA takes long to compile what is unrolled
@@ -152,10 +154,13 @@ def test_models_of_the_users_train_go_on_and_are_exported(tmp_path, tiny, monkey
             again()
 
 
-_SLOWER = [pytest.param(phase, marks=pytest.mark.slow) for phase in ("boundary", "update", "value fit", "line search")]
+_SLOWER = [
+    pytest.param(phase, marks=pytest.mark.slow)
+    for phase in ("boundary", "collect", "update", "value fit", "line search")
+]
 
 
-@pytest.mark.parametrize("phase", ["collect", "save", *_SLOWER])
+@pytest.mark.parametrize("phase", ["save", *_SLOWER])
 def test_a_crash_in_any_phase_is_resumed_to_the_bit(undisturbed, tmp_path, phase):
     """SIGKILL in the fifth update, right after a boundary, while the first update is traced, or in the second save."""
     where = {

@@ -185,7 +185,7 @@ def test_kl_is_zero_before_the_step(ten_updates):
     assert [row["kl_before"] for row in rows] == [pytest.approx(0.0, abs=1e-9)] * 10
 
 
-@pytest.mark.parametrize("chunk", [0, 7])
+@pytest.mark.parametrize("chunk", [0, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_value_fit_beside_what_follows_changes_no_bit(tiny, chunk):
     def run(seconds):
         agent = Agent(tiny(fisher_chunk=chunk))
@@ -316,7 +316,7 @@ def test_max_step_counts_natural_gradients_of_the_return_in_its_deviations(tiny,
 @pytest.mark.parametrize(
     ("env", "settings"),
     [
-        ("Pendulum-v1", {}),
+        pytest.param("Pendulum-v1", {}, marks=pytest.mark.slow),
         ("CartPole-v1", {"fisher_fraction": 0.4}),
         pytest.param(
             "Pendulum-v1",
