@@ -8,12 +8,13 @@ import pytest
 import tensorflow as tf
 
 from tests.learner.mdp import Mdp, family, policies
-from trpo_tf.config import UsageError
+from trpo_tf.config import Config, UsageError
 from trpo_tf.learner import advantages, off_policy
-from trpo_tf.learner.trpo import TRPO
+from trpo_tf.learner.trpo import TRPO, surrogate
+from trpo_tf.policy.distributions import Family
 from trpo_tf.policy.policy import Policy
 from trpo_tf.trainer import Agent
-from trpo_tf.types import Trajectory
+from trpo_tf.types import Batch, Trajectory
 
 
 def trajectory(seed=0, time=9, envs=4):
@@ -102,6 +103,26 @@ def test_truncated_targets_have_the_values_of_the_policy_between():
     for state in range(4):
         change = (targets.numpy() - exact[states[:-1]])[0][states[0] == state]
         assert abs(change.mean()) < 3 * change.std() / np.sqrt(len(change)), "at the fixed point nothing moves"
+
+
+@pytest.mark.parametrize(("rho", "expected"), [(1.0, -0.5), (2.0, 0.0), (np.inf, 0.0)])
+def test_ratios_truncated_at_one_narrow_a_policy_that_moves(rho, expected):
+    """Natural gradient of E_mu[min(rho, pi / mu) pi' / pi A] for an A linear in the action, by quadrature: while the
+    mean moves by one, log std moves by -d / 2 with rho = 1, where d is how far pi is from mu; it should not move."""
+    distance, gaussian = 0.2, Family(gym.spaces.Box(-np.inf, np.inf, (1,)), Config(env="x"))
+    action = np.linspace(-10, 10, 100_001)[:, None].astype(np.float32)
+    weights = np.exp(-0.5 * np.float64(action[:, 0]) ** 2)  # mu is the standard normal
+    ratio = np.minimum(rho, np.exp(distance * action[:, 0] - distance**2 / 2))
+    advantage = action[:, 0] - np.average(action[:, 0], weights=weights * ratio)
+    params = tf.constant([[distance, 0.0]])
+    behavior_logp = gaussian.log_prob(params, action) - np.log(ratio).astype(np.float32)
+    batch = Batch(None, action, behavior_logp, advantage.astype(np.float32), None, None, None)
+    with tf.GradientTape() as tape:
+        tape.watch(params)
+        value = surrogate(gaussian, params, batch, weights / weights.sum())
+    moved = tape.gradient(value, params).numpy()[0] / [1.0, 2.0]  # over the Fisher matrix
+    assert moved[0] > 0.5
+    assert moved[1] / moved[0] == pytest.approx(expected * distance, abs=5e-3)
 
 
 def on_simplex(x):
