@@ -48,11 +48,12 @@ def eagerly(wanted):
         tf.config.run_functions_eagerly(False)
 
 
-OTHERS = (pytest.mark.slow, pytest.mark.whole)
-
-
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, id="-".join(case), marks=() if case in SOME else OTHERS) for case in ALL]
+    "case",
+    [
+        pytest.param(case, id="-".join(case), marks=() if case in SOME else [pytest.mark.slow, pytest.mark.whole])
+        for case in ALL
+    ],
 )
 def test_two_updates_and_the_answers_of_the_export(case, tmp_path, monkeypatch):
     monkeypatch.setattr(Policy, "compiled", False)  # XLA takes longer to compile than all the rest

@@ -172,7 +172,7 @@ class Config:
     behavior_lag: int = _field(0, _STALE, "updates that the acting policy stays behind, to study it", low=0, high=64)
     correct_stale: bool = _field(True, _STALE, "importance sampling and V-trace; without, older rows count as new ones")
     vtrace_rho: float = _field(
-        1.0, _STALE, "largest ratio in value targets and surrogate (Espeholt et al. 2018)", above=0
+        1.0, _STALE, "largest ratio in targets and surrogate; 1 narrows the policy (Espeholt et al. 2018)", above=0
     )
     vtrace_c: float = _field(1.0, _STALE, "largest ratio in traces (Espeholt et al. 2018)", above=0)
     max_staleness: int = _field(64, _STALE, "updates after which rows are masked", low=0)
