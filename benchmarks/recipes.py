@@ -17,7 +17,7 @@ TABLE = {
     ("HalfCheetah-v5", "half_cheetah"): (1_000_000, 5500),
     ("Walker2d-v5", "mujoco"): (1_000_000, 4000),
     ("Swimmer-v5", "swimmer"): (1_000_000, 340),
-    ("Ant-v5", "ant"): (1_000_000, 1500),
+    ("Ant-v5", "ant"): (1_000_000, 3000),
     ("LunarLander-v3", "box2d"): (1_000_000, 200),
     ("BipedalWalker-v3", "box2d"): (1_000_000, 200),
     ("Pong-v5", "atari"): (2_000_000, -10),

@@ -116,7 +116,7 @@ def main(argv):
         for record in pool.map(lambda run: train(*run), wanted):
             key = record["env"], record["recipe"], record.get(flag), record["seed"]
             records[key] = record
-            print(*filter(None.__ne__, key), round(record["final"]["return_mean"], 1), flush=True)
+            print(*(x for x in key if x is not None), round(record["final"]["return_mean"], 1), flush=True)
     path.write_text(json.dumps(list(records.values()), indent=1) + "\n", encoding="utf-8")
     table = by_value(list(records.values()), flag) if flag else markdown(list(records.values()))
     path.with_suffix(".md").write_text(table, encoding="utf-8")
