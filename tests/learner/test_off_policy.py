@@ -155,6 +155,12 @@ def test_a_single_batch_has_all_the_weight():
     assert off_policy.radius_share([1.0]) == 1.0
 
 
+def test_a_lag_shortens_steps_by_its_root():
+    """Five steps in independent directions lead as far as one of sqrt(5) times the length."""
+    found = off_policy.radius_share([0.5, 0.5], 4)
+    np.testing.assert_allclose(found, off_policy.radius_share([0.5, 0.5]) / np.sqrt(5))
+
+
 def test_diagnostics_by_hand():
     params, behavior = np.log([[0.5, 0.5]] * 4), np.log([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5], [0.9, 0.1]])
     rows = off_policy.Rows(
@@ -269,7 +275,8 @@ def test_rows_beyond_max_staleness_are_as_if_they_were_masked(tiny, monkeypatch)
 
 
 def test_uncorrected_rows_count_as_those_of_the_current_policy(tiny, monkeypatch):
-    """As an update on fresh data whose behavior log-probabilities are those of the learner's policy."""
+    """As an update on fresh data whose behavior log-probabilities are those of the learner's policy, with the step that
+    a lag of 1 leaves."""
     monkeypatch.setattr(Policy, "compiled", False)
     agent = Agent(tiny(behavior_lag=1, correct_stale=False))
     agent.start()
@@ -279,7 +286,7 @@ def test_uncorrected_rows_count_as_those_of_the_current_policy(tiny, monkeypatch
     logp = agent.policy.log_prob(*flat).numpy().reshape(trajectory.mask.shape)
     other = trajectory._replace(behavior_params=params, behavior_logp=logp)
     rows, theta = updated(agent, [other], [1])
-    fresh = Agent(tiny())
+    fresh = Agent(tiny(max_kl=agent.config.max_kl / 2, max_step=agent.config.max_step / np.sqrt(2)))
     fresh.start()
     _, expected = updated(fresh, [trajectory], [1])
     np.testing.assert_allclose(theta, expected, rtol=1e-3, atol=1e-5)

@@ -13,10 +13,10 @@ from trpo_tf.trainer import Agent
 from trpo_tf.types import Batch
 
 
-def change(gains, promises, kl=0.01, max_kl=0.01, low=1e-4, high=0.1):
+def change(gains, promises, kl=0.01, max_kl=0.01, low=1e-4, high=0.1, start=0.01):
     """The factor of the radius after these updates, weighted equally."""
     both = np.array([gains, promises])
-    numbers = (tf.constant(x, tf.float64) for x in (max_kl, both.sum(1), both @ both.T, kl))
+    numbers = (tf.constant(x, tf.float64) for x in (max_kl, start, both.sum(1), both @ both.T, kl))
     return float(radius.adapted(*numbers, low, high)) / max_kl
 
 
@@ -36,32 +36,44 @@ def change(gains, promises, kl=0.01, max_kl=0.01, low=1e-4, high=0.1):
     ],
 )
 def test_one_change_of_the_radius(measured, promised, kl, expected):
-    np.testing.assert_allclose(change([measured] * 4, [promised] * 4, kl), expected, rtol=1e-12)
+    np.testing.assert_allclose(change([measured] * 9, [promised] * 9, kl), expected, rtol=1e-12)
 
 
-def test_the_radius_stays_where_the_difference_is_within_its_standard_error():
-    """Gains of mean -0.25 and 1.25, half from a threshold: with errors of +-x, 16 of them are one standard error
-    away at x^2 = 4 - 0.25, and a single update never is enough."""
+def test_the_radius_is_kept_where_the_difference_is_within_two_standard_errors():
+    """Gains of mean -0.25 and 1.25, half from a threshold: with errors of +-x, 16 of them are two standard errors
+    away at x^2 = 1 - 0.25, and two updates never are enough."""
     for mean, factor in ((-0.25, 1 / 1.1), (1.25, 1.1)):
-        for error, expected in ((1.9, factor), (2.1, 1.0)):
+        for error, expected in ((0.95, factor), (1.05, 1.0)):
             x = np.sqrt(error**2 - 0.25)
             found = change(mean + x * np.array([1, -1] * 8), [1.0] * 16)
             assert found == pytest.approx(expected, rel=1e-12), (mean, error)
-        assert change([mean], [1.0]) == 1.0
+        assert change([mean] * 2, [1.0] * 2) == 1.0
 
 
-def test_noise_moves_the_radius_neither_way_more_often():
-    """What the rule is for: gains and promises of mean 0 once shrank it to nothing."""
-    rng = np.random.default_rng(0)
-    found = [change(rng.normal(size=20), rng.normal(size=20)) for _ in range(1000)]
-    smaller, larger = np.mean(np.less(found, 1)), np.mean(np.greater(found, 1))
-    assert 0.08 < smaller < 0.24
-    assert smaller + larger < 0.4
+def test_without_evidence_the_radius_goes_back_to_the_start():
+    for start in (0.005, 0.02):
+        expected = np.exp(0.95 * np.log(0.01) + 0.05 * np.log(start))
+        np.testing.assert_allclose(0.01 * change([0.5] * 9, [1.0] * 9, start=start), expected, rtol=1e-12)
+
+
+def test_noise_does_not_shrink_the_radius():
+    """Gains and promises of mean 0 once took it to nothing."""
+    rng, smallest = np.random.default_rng(0), []
+    for _ in range(10):
+        kl, sums, squares = tf.constant(0.01, tf.float64), np.zeros(2), np.zeros([2, 2])
+        path = []
+        for new in rng.normal(size=[300, 2]):
+            sums, squares = 0.95 * sums + new, 0.95**2 * squares + np.outer(new, new)
+            kl = radius.adapted(kl, 0.01, tf.constant(sums), tf.constant(squares), kl, 1e-4, 0.1)
+            path.append(float(kl))
+        smallest.append(min(path))
+        assert np.median(path) == pytest.approx(0.01, rel=0.2)
+    assert np.median(smallest) > 0.003
 
 
 def test_the_radius_stays_within_its_bounds():
-    assert change([0.0] * 4, [1.0] * 4, low=0.0095) == 0.95
-    assert change([1.0] * 4, [1.0] * 4, high=0.0105) == pytest.approx(1.05)
+    assert change([0.0] * 64, [1.0] * 64, low=0.0095) == 0.95
+    assert change([1.0] * 9, [1.0] * 9, high=0.0105) == pytest.approx(1.05)
 
 
 @pytest.mark.parametrize(
@@ -97,31 +109,40 @@ def step_of(improvement, kl, reason=trust_region.ACCEPTED, fraction=1.0, size=1.
 def test_a_scripted_sequence_of_steps_gives_exact_radii():
     """Surrogates are linear, theta[0] per step, so that what a step gained is what the script says."""
     state = radius.Radius(Config(env="x", radius="adaptive", max_kl=0.01), 1)
-    promises = [1.0, 2.0, 1.0, 1.0, -1.0, 1.0, 1.0, 1.0, 1.0]
-    gains = [0.9, 2.5, 0.1, 3.0, 4.0, 3.0, -9.0, -9.0, -9.0]
-    # 0: no step was taken; 0.004: under half of the radius
-    divergences = [0.01, 0.01, 0.01, 0.0, 0.01, 0.004, 0.01, 0.01, 0.01]
+    script = [
+        # promise, gain, KL (0: no step was taken; 0.004: under half of the radius), the radius in those of the start
+        *[(1.0, 0.9, 0.01, 1.0)] * 4,
+        *[(1.0, 2.5, 0.01, 1.0)] * 3,
+        (1.0, 2.5, 0.01, 1.1),
+        (1.0, 3.0, 0.0, 1.1),
+        (1.0, 2.5, 0.01, 1.21),
+        (1.0, 2.5, 0.004, 1.1985),
+        (1.0, -9.0, 0.01, 1.1877),
+        *[(1.0, -9.0, 0.01, x) for x in (1.1775, 1.168, 1.1589, 1.1504, 1.1424, 1.0385)],
+    ]
     sums, squares = np.zeros(2), np.zeros([2, 2])
     expected, found = 0.01, []
     theta = np.float32(0.0)
     assert float(state.measure(tf.constant([theta]), lambda x: tf.cast(x[0], tf.float64), 7.0)["radius/max_kl"]) == 0.01
-    for promise, gain, kl in zip(promises, gains, divergences, strict=True):
+    for promise, gain, kl, _ in script:
         limit, unit = tf.constant(0.01, tf.float64), tf.constant(2.0, tf.float64)
         state.follow(tf.constant([theta]), step_of(promise, kl), limit, unit)
         theta = np.float32(theta + gain)
         metrics = state.measure(tf.constant([theta]), lambda x: tf.cast(x[0], tf.float64), unit)
         new = 2 * np.array([gain, promise]) * (kl > 0)
         sums, squares = 0.95 * sums + new, 0.95**2 * squares + np.outer(new, new)
-        (measured, promised), error = sums, {a: np.sqrt([1, -a] @ squares @ [1, -a]) for a in (0.25, 0.75)}
+        (measured, promised), error = sums, {a: 2 * np.sqrt([1, -a] @ squares @ [1, -a]) for a in (0.25, 0.75)}
         if kl and measured - 0.25 * promised < -error[0.25]:
             expected /= 1.1
         elif kl > 0.005 and measured - 0.75 * promised > error[0.75] and promised > 0:
             expected *= 1.1
+        elif kl:
+            expected = expected**0.95 * 0.01**0.05
         np.testing.assert_allclose(metrics["radius/max_kl"], expected, rtol=1e-6)
         np.testing.assert_allclose(metrics["radius/measured"], measured, rtol=1e-5)
         np.testing.assert_allclose(metrics["radius/promised"], promised, rtol=1e-5)
         found.append(round(expected / 0.01, 4))
-    assert found == [1.0, 1.1, 1.1, 1.1, 1.21, 1.21, 1.21, 1.21, 1.1], "by hand"
+    assert found == [by_hand for *_, by_hand in script]
 
 
 def test_a_fixed_radius_keeps_nothing():

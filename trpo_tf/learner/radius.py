@@ -6,26 +6,27 @@ import tensorflow as tf
 from trpo_tf.config import Config
 from trpo_tf.learner import trust_region
 
-_FADE = 0.95  # of what earlier updates measured and promised
-_SHRINK_BELOW, _GROW_ABOVE = 0.25, 0.75  # measured / promised; between the two the radius stays
-_CERTAIN = 1.0  # standard errors between a sum and its threshold, without which the radius stays
+_FADE = 0.95  # of what earlier updates measured and promised, and of what it did to the radius
+_SHRINK_BELOW, _GROW_ABOVE = 0.25, 0.75  # measured / promised; between the two the radius is kept
+_CERTAIN = 2.0  # standard errors between a sum and its threshold, without which the radius is kept
 _USED = 0.5  # share of the radius that a step has to use before there is reason for a larger one
 _FACTOR = 1.1  # of the radius
 _PRICE_FACTOR, _PRICE_BAND = 2.0, 1.5
 _PRICES = 1e-3, 1e6  # smallest and largest
 
 
-def adapted(max_kl, sums, squares, kl, low: float, high: float) -> tf.Tensor:
+def adapted(max_kl, start, sums, squares, kl, low: float, high: float) -> tf.Tensor:
     """The radius after an update: smaller where improvement falls short of its promise, larger where it does not.
 
-    gained < 1/4 promised: divided by 1.1.  > 3/4, and the step used more than half of the radius: times 1.1.  Else it
-    stays, and it stays where the difference is within its standard error. Within [low, high].
+    gained < 1/4 promised: divided by 1.1.  > 3/4, and the step used more than half of the radius: times 1.1.  Else, and
+    where the difference is within two standard errors, it goes back towards the start as evidence fades, by 5 % of the
+    difference in logarithms. Within [low, high].
 
     Reference: the rules and thresholds of Nocedal, Wright 2006, "Numerical Optimization", algorithm 4.1, with factors
     that suit measurements as noisy as these.
 
     Args:
-      max_kl: the radius of the last step; kl: what that step used of it.
+      max_kl: the radius of the last step; kl: what that step used of it. start: the radius without evidence.
       sums: [2], of what steps gained and of what they promised, in one unit, with weights that fade.
       squares: [2, 2], of their products, with the squares of those weights.
     """
@@ -39,8 +40,8 @@ def adapted(max_kl, sums, squares, kl, low: float, high: float) -> tf.Tensor:
 
     shrink = beyond(_SHRINK_BELOW) < -_CERTAIN
     grow = (beyond(_GROW_ABOVE) > _CERTAIN) & (sums[1] > 0) & (kl > _USED * max_kl)
-    smaller, larger = max_kl / _FACTOR, max_kl * _FACTOR
-    return tf.clip_by_value(tf.where(shrink, smaller, tf.where(grow, larger, max_kl)), low, high)
+    kept = max_kl * (start / max_kl) ** (1.0 - _FADE)
+    return tf.clip_by_value(tf.where(shrink, max_kl / _FACTOR, tf.where(grow, max_kl * _FACTOR, kept)), low, high)
 
 
 def repriced(penalty, kl, max_kl, held_back, failed) -> tf.Tensor:
@@ -107,7 +108,7 @@ class Radius(tf.Module):
         self.sums.assign(_FADE * self.sums + new)
         self.squares.assign(_FADE**2 * self.squares + new[:, None] * new)
         before, sums = self.max_kl.value(), self.sums.value()
-        after = adapted(before, sums, self.squares.value(), self.last_kl.value(), self._low, self._high)
+        after = adapted(before, self._start, sums, self.squares.value(), self.last_kl.value(), self._low, self._high)
         self.max_kl.assign(tf.where(known, after, before))
         return {"radius/max_kl": self.max_kl.value(), "radius/measured": sums[0], "radius/promised": sums[1]}
 

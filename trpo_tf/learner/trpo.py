@@ -179,7 +179,7 @@ class TRPO(tf.Module):
         weights = weights[: config.max_staleness - config.lag + 1]
         weights /= weights.sum()
         self.replay = off_policy.Replay(len(weights))
-        self._share = off_policy.radius_share(weights)
+        self._share = off_policy.radius_share(weights, config.lag)
         self._column_weights = np.repeat(weights * len(weights), config.num_envs).astype(np.float32)
         self._columns = config.num_envs * len(weights)  # of an update; the first num_envs are the newest trajectory
         self._config = dataclasses.replace(config, fisher_chunk=chunk)
