@@ -67,6 +67,30 @@ def test_it_is_the_sum_of_its_definition():
         np.testing.assert_allclose(found[s, b], advantage, rtol=1e-12, atol=1e-15)
 
 
+def test_traces_of_stale_rows_are_as_long_as_those_of_fresh_ones():
+    """A reward five steps on, through independent ratios: on average it counts (gamma lambda)^5, times its own rho."""
+    rng, shape = np.random.default_rng(0), (6, 40_000)
+    ratio = np.exp(0.5 * rng.normal(size=shape) - 0.125)
+    reward, mask = np.zeros(shape), np.ones(shape)
+    reward[-1] = 1.0
+    arrays = reward, np.zeros((7, shape[1])), ratio, mask > 1, mask > 1, mask, 0.9, 0.8, 1.0, 1.0
+    scale = off_policy.trace_scale(ratio, mask, 1.0, 1)
+    found, published = (off_policy.vtrace(*arrays, x)[0][0].numpy() for x in (scale, 1.0))
+    kept = np.minimum(ratio, 1).mean()
+    assert kept < 0.85
+    assert abs(found.mean() - 0.72**5 * kept) < 3 * found.std() / np.sqrt(shape[1])
+    np.testing.assert_allclose(published.mean(), 0.72**5 * kept**5, rtol=0.02)
+
+
+def test_the_scale_of_traces_is_of_each_trajectory_by_itself():
+    ratio, mask = np.array([[1.0, 1.0, 0.5, 3.0], [1.0, 1.0, 0.25, 9.0]]), np.ones((2, 4))
+    mask[1, 3] = 0
+    np.testing.assert_allclose(off_policy.trace_scale(ratio, mask, 1.0, 2), [1, 1, 3 / 1.75, 3 / 1.75])
+    np.testing.assert_allclose(off_policy.trace_scale(ratio, mask, 2.0, 1), [7 / 6.75] * 4)
+    mask[:, 2:] = 0
+    np.testing.assert_allclose(off_policy.trace_scale(ratio, mask, 1.0, 2), np.ones(4))
+
+
 @pytest.mark.parametrize("lag", [1, 2, 4, 8])
 def test_targets_from_older_policies_are_the_values_of_the_current_one(lag):
     """Rows of mu, targets of pi: their mean at every state is V of pi, within three standard errors."""
@@ -171,7 +195,7 @@ def test_diagnostics_by_hand():
         params=tf.constant(params, tf.float32),
         staleness=tf.constant([0, 1, 2, 2]),
     )
-    found = off_policy.diagnostics(family(2), rows, 3)
+    found = off_policy.diagnostics(family(2), rows, 3, 9.0)
     found = {name.removeprefix("stale/"): float(x) for name, x in found.items()}
     np.testing.assert_allclose(found["effective_sample_size"], (5.5 / 4) ** 2 / (9.25 / 4), rtol=1e-6)
     assert found["max_ratio"] == 2.0
@@ -181,6 +205,17 @@ def test_diagnostics_by_hand():
     kl = 0.25 * np.log(0.25 / 0.5) + 0.75 * np.log(0.75 / 0.5)  # of behavior from the policy, not the other way
     np.testing.assert_allclose(found["kl_behavior_old"], 0.5 * kl, rtol=1e-6)
     assert [found[f"share_of_staleness_{k}"] for k in range(3)] == [0.25, 0.5, 0.25]
+
+
+def test_a_truncated_ratio_counts_as_what_the_surrogate_makes_of_it():
+    """One row of 1000 with a ratio of 100: like the others where rho is 1, most of the weight where it is not."""
+    ratio = tf.constant([100.0] + [1.0] * 999)
+    zeros, params = tf.zeros(1000), tf.zeros([1000, 2])
+    rows = off_policy.Rows(tf.ones(1000), ratio, zeros, params, params, tf.zeros(1000, tf.int32))
+    found = [off_policy.diagnostics(family(2), rows, 1, rho) for rho in (1.0, 1000.0)]
+    sizes = [float(x["stale/effective_sample_size"]) for x in found]
+    np.testing.assert_allclose(sizes, [1.0, 1099**2 / 1000 / (100**2 + 999)], rtol=1e-6)
+    assert [float(x["stale/max_ratio"]) for x in found] == [100.0, 100.0]
 
 
 def made(value, time=3, envs=2):
@@ -343,9 +378,12 @@ def test_an_update_with_optimal_weights_by_hand(tiny, monkeypatch):
     np.testing.assert_allclose(trajectory.values[:, 4:], before[:, 4:], rtol=1e-4, atol=1e-5)
     assert np.abs(before - values[2])[:, 4:].mean() > 0.01, "else this measures nothing"
     logp = agent.policy.family.log_prob(params, batch.action).numpy().reshape(shape)
-    args = np.exp(logp - trajectory.behavior_logp), trajectory.terminated, trajectory.truncated, trajectory.mask
+    found = np.exp(logp - trajectory.behavior_logp)
+    args = found, trajectory.terminated, trajectory.truncated, trajectory.mask
+    blocks = [(mask, np.minimum(found, 1.0)[:, 4 * k : 4 * k + 4]) for k, mask in enumerate(masks[::-1])]
+    scale = np.repeat([mask.sum() / (mask * traces).sum() for mask, traces in blocks], 4).astype(np.float32)
     (advantage, _), (_, targets) = (
-        off_policy.vtrace(scaler(trajectory.reward), x / scaler.scale(), *args, 0.9, 0.95, 1.0, 1.0)
+        off_policy.vtrace(scaler(trajectory.reward), x / scaler.scale(), *args, 0.9, 0.95, 1.0, 1.0, scale)
         for x in (before, values[2])
     )
     advantage = advantage.numpy().ravel()[given > 0]

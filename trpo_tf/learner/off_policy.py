@@ -14,12 +14,22 @@ from trpo_tf.types import Trajectory, pack, unpack
 
 
 def vtrace(
-    reward, values, ratio, terminated, truncated, mask, gamma: float, gae_lambda: float, rho_max: float, c_max: float
+    reward,
+    values,
+    ratio,
+    terminated,
+    truncated,
+    mask,
+    gamma: float,
+    gae_lambda: float,
+    rho_max: float,
+    c_max: float,
+    c_scale=1.0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Advantages and value targets of pi from trajectories of mu.
 
     delta_t = r_t + gamma (1 - terminated_t) V(s_t+1) - V(s_t)
-    d_t = min(rho_max, ratio_t) delta_t + gamma lambda min(c_max, ratio_t) (1 - ended_t) d_t+1
+    d_t = min(rho_max, ratio_t) delta_t + gamma lambda c_scale min(c_max, ratio_t) (1 - ended_t) d_t+1
     target_t = V(s_t) + d_t
     A_t = delta_t + gamma lambda (1 - ended_t) d_t+1
 
@@ -35,6 +45,7 @@ def vtrace(
       gamma, gae_lambda: in [0, 1].
       rho_max: decides which policy the targets are of: pi where no ratio is above it.
       c_max: bounds the traces, and with them the variance; it leaves the fixed point alone.
+      c_scale: of `trace_scale`; a scalar, or of B columns. 1 is V-trace as published.
 
     Returns:
       advantage [T, B], targets [T, B].
@@ -44,12 +55,25 @@ def vtrace(
     delta = tf.where(mask > 0, reward + gamma * alive * values[1:] - values[:-1], 0.0)
     decay = tf.where(mask > 0, gamma * gae_lambda * running, 0.0)
     ratio = tf.where(mask > 0, ratio, 0.0)
-    rho, c = tf.minimum(ratio, rho_max), tf.minimum(ratio, c_max)
+    rho, c = tf.minimum(ratio, rho_max), tf.minimum(ratio, c_max) * c_scale
     d = tf.scan(
         lambda later, row: row[0] + row[1] * later, (rho * delta, decay * c), tf.zeros_like(delta[0]), reverse=True
     )
     after = tf.concat([d[1:], tf.zeros_like(d[:1])], 0)
     return delta + decay * after, values[:-1] + d
+
+
+def trace_scale(ratio, mask, c_max: float, count: int) -> tf.Tensor:
+    """1 / the mean of min(c_max, ratio) over the rows of each of `count` trajectories side by side, [T, B]: [B].
+
+    On average truncation makes traces shorter, with c_max 1 by E[min(1, ratio)] = 1 - TV(pi, mu) a step, as a smaller
+    lambda would. With their mean back at 1, lambda is what it says however stale rows are. Fresh rows have 1.
+    """
+    shape = [ratio.shape[0], count, ratio.shape[1] // count]
+    mask = tf.reshape(mask, shape)
+    traces = tf.reduce_sum(mask * tf.minimum(tf.reshape(ratio, shape), c_max), [0, 2])
+    scale = tf.where(traces > 0, tf.reduce_sum(mask, [0, 2]) / tf.where(traces > 0, traces, 1.0), 1.0)
+    return tf.repeat(scale, shape[2])
 
 
 def reuse_weights(reuse: int, optimal: bool) -> np.ndarray:
@@ -94,19 +118,21 @@ def radius_share(weights, lag: int = 0) -> float:
     return float(1.0 / np.sum(np.asarray(weights) * np.arange(1, len(weights) + 1)) / np.sqrt(1 + lag))
 
 
-def diagnostics(family, rows, counted: int) -> dict[str, tf.Tensor]:
+def diagnostics(family, rows, counted: int, rho_max: float) -> dict[str, tf.Tensor]:
     """How far rows are from the current policy's, as scalars.
 
-    effective_sample_size is (sum ratio)^2 / sum ratio^2, as a share of the rows. surrogate_variance is that of the
-    surrogate's estimate at theta_old. kl_behavior_old is KL(mu || pi), and share_of_staleness_k a histogram.
+    With rho = min(rho_max, ratio), which is what a row counts in the surrogate, effective_sample_size is
+    (sum rho)^2 / sum rho^2, as a share of the rows, and surrogate_variance that of the surrogate's estimate at
+    theta_old. kl_behavior_old is KL(mu || pi), and share_of_staleness_k a histogram.
 
     Args:
       family: of the actions' distribution.
       rows: Rows. counted: of which staleness there are shares, 0 to `counted` - 1.
     """
-    weights = mean_weights(rows.weights)
-    ratio, gain = tf.cast(rows.ratio, tf.float64), tf.cast(rows.ratio * rows.advantage, tf.float64)
-    mean, square = weighted_sum(ratio, weights), weighted_sum(ratio**2, weights)
+    weights, ratio = mean_weights(rows.weights), tf.cast(rows.ratio, tf.float64)
+    rho = tf.minimum(ratio, rho_max)
+    gain = rho * tf.cast(rows.advantage, tf.float64)
+    mean, square = weighted_sum(rho, weights), weighted_sum(rho**2, weights)
     kl = family.kl(*(tf.cast(x, tf.float64) for x in (rows.behavior_params, rows.params)))
     found = {
         "effective_sample_size": tf.where(square > 0, mean**2 / tf.where(square > 0, square, 1.0), 0.0),

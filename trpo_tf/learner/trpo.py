@@ -330,23 +330,25 @@ class TRPO(tf.Module):
         found = tf.where(trajectory.mask > 0, tf.exp(logp - trajectory.behavior_logp), 1.0)
         ratio = found if config.correct_stale else tf.ones_like(found)
         flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
-        limits = (config.gamma, config.gae_lambda, config.vtrace_rho, config.vtrace_c)
+        count, rho = self._columns // config.num_envs, config.vtrace_rho
+        scale = off_policy.trace_scale(ratio, trajectory.mask, config.vtrace_c, count)
+        limits = (config.gamma, config.gae_lambda, rho, config.vtrace_c, scale)
         advantage, _ = off_policy.vtrace(trajectory.reward, before, ratio, *flags, *limits)
         _, targets = off_policy.vtrace(trajectory.reward, values, ratio, *flags, *limits)
-        standardized, std = advantages.standardize(advantage, weights * tf.minimum(ratio, config.vtrace_rho))
+        standardized, std = advantages.standardize(advantage, weights * tf.minimum(ratio, rho))
         seen = off_policy.Rows(
             *map(_flat, (weights, found, standardized, trajectory.behavior_params)), params, _flat(staleness)
         )
         behavior_logp = logp
         if config.correct_stale:  # such that ratios in the surrogate are at most rho before the step
-            behavior_logp = tf.maximum(trajectory.behavior_logp, logp - np.float32(np.log(config.vtrace_rho)))
+            behavior_logp = tf.maximum(trajectory.behavior_logp, logp - np.float32(np.log(rho)))
         trajectory = trajectory._replace(mask=weights, behavior_logp=behavior_logp)
         return (
             trajectory,
             targets,
             standardized,
             std,
-            off_policy.diagnostics(family, seen, config.lag + self._columns // config.num_envs),
+            off_policy.diagnostics(family, seen, config.lag + count, rho),
         )
 
     def _rows(self, x):
@@ -394,7 +396,7 @@ class TRPO(tf.Module):
         penalty = self.radius.penalty.value() if self.radius.priced else None
         half = None
         if self.radius.adaptive:
-            half = tf.constant(np.arange(rows) // length % self._columns % 2, batch.mask.dtype)
+            half = tf.constant(np.arange(rows) // length % self._config.num_envs % 2, batch.mask.dtype)
         theta, metrics = policy_step(
             network, family, theta_old, batch, fisher_rows, max_kl, max_step, self._config, penalty, half
         )
@@ -418,7 +420,7 @@ class TRPO(tf.Module):
 
     def _fit_values(self, batch: Batch, value_features, constants, order, learning_rate):
         policy, length = self.policy, self._config.length
-        before = advantages.explained_variance(batch.returns, batch.values, batch.mask)
+        before = advantages.explained_variance(batch.returns, batch.values, batch.fresh)
 
         inputs = batch.obs if value_features is None else value_features
 
