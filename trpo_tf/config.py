@@ -182,7 +182,9 @@ class Config:
         0.25, _STALE, "share of the rows below which there is no policy step", low=0, high=1
     )
 
-    value_epochs: int = _field(10, _VALUE, "passes of the value fit over the batch (measured; rl-zoo: 20)", low=0)
+    value_epochs: int = _field(
+        10, _VALUE, "passes of the value fit over a row, with --reuse in all (measured; rl-zoo: 20)", low=0
+    )
     value_minibatch_size: int = _field(128, _VALUE, "rows per Adam step; what is over is left out (rl-zoo)", low=1)
     value_learning_rate: float = _field(2e-3, _VALUE, "Adam's learning rate (measured; A20: 3e-4 to 1e-3)", above=0)
     value_learning_rate_decay: bool = _field(True, _VALUE, "let it fall linearly to 0 over --total_steps (E20)")

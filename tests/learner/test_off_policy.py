@@ -281,6 +281,16 @@ def test_rows_that_are_too_stale_move_nothing_and_the_reason_says_so(tiny, monke
     np.testing.assert_array_equal(agent.policy.network.theta(), before)
 
 
+def test_a_row_that_is_used_again_has_as_many_passes_of_the_value_fit(tiny):
+    """2 trajectories of 4 environments with half of the passes each: as many minibatches per new row."""
+    settings = {"value_epochs": 6, "value_minibatch_size": 8}
+    once, twice, odd = (
+        TRPO(*given(tiny(**settings | changes)), 0)._order(tf.constant([0, 1]))
+        for changes in ({}, {"reuse": 2}, {"reuse": 2, "value_epochs": 5})
+    )
+    assert once.shape == twice.shape == odd.shape
+
+
 def updated(agent, trajectories, updates):
     """The metrics of updates with these trajectories, and the policy's parameters after them."""
     rows = [agent.learner.update(t, number, 0.0)[0] for t, number in zip(trajectories, updates, strict=True)]

@@ -182,6 +182,7 @@ class TRPO(tf.Module):
         self._share = off_policy.radius_share(weights, config.lag)
         self._column_weights = np.repeat(weights * len(weights), config.num_envs).astype(np.float32)
         self._columns = config.num_envs * len(weights)  # of an update; the first num_envs are the newest trajectory
+        self._epochs = -(-config.value_epochs // len(weights))  # of an update, such that a row has value_epochs in all
         self._config = dataclasses.replace(config, fisher_chunk=chunk)
         self._seed = seed
         self._fit: Future | None = None
@@ -416,7 +417,7 @@ class TRPO(tf.Module):
         config, length = self._config, self._config.length
         sequences = config.time_steps * self._columns // length
         key, size = seed + tf.constant([1, 0]), -(-config.value_minibatch_size // length)
-        return _whole(value_fit.minibatch_order(config.value_epochs, sequences, size, key), length)
+        return _whole(value_fit.minibatch_order(self._epochs, sequences, size, key), length)
 
     def _fit_values(self, batch: Batch, value_features, constants, order, learning_rate):
         policy, length = self.policy, self._config.length
