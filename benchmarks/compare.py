@@ -23,19 +23,17 @@ from trpo_tf.rollout.envs import usable_cores
 from trpo_tf.run.metrics import read_csv
 
 RESULTS = Path(__file__).resolve().parent / "results"
-HALF = "--steps_per_update=1024"
-# With half of the rows, used twice, its seeds 0 and 2 were at 110 and 126 after 250,000 and 150,000 steps (plain: 330).
-WHOLE = "Swimmer-v5"
-# study: environments, {variant: flags beside the recipe's, without HALF for WHOLE}
+HALF = ("--steps_per_update=1024", "--checkpoint_every=100")  # environments start again at checkpoints: as often
+# study: environments, {variant: flags beside the recipe's}
 STUDIES = {
     "reuse": (
         ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5", "Swimmer-v5", "Ant-v5"),
         {
             "plain": (),
-            "half the rows": (HALF,),
+            "half the rows": HALF,
             "adaptive": ("--radius=adaptive",),
-            "reuse": (HALF, "--reuse=2"),
-            "both": (HALF, "--reuse=2", "--radius=adaptive"),
+            "reuse": (*HALF, "--reuse=2"),
+            "both": (*HALF, "--reuse=2", "--radius=adaptive"),
         },
     ),
     "staleness": (
@@ -65,7 +63,6 @@ def area(rows: list[dict[str, str]]) -> float:
 
 def record(env: str, variant: str, seed: int, more: tuple[str, ...]) -> dict:
     """One run's numbers, after training it where it is not there yet. Runs at a time share the cores."""
-    more = tuple(flag for flag in more if env != WHOLE or flag != HALF)
     if FLAGS.jobs > 1:
         more += (f"--env_threads={max(1, len(usable_cores()) // FLAGS.jobs)}",)
     run_dir = Path(FLAGS.work_dir) / f"{env}-{variant.replace(', ', '-').replace(' ', '-')}-s{seed}"
