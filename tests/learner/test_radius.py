@@ -253,6 +253,23 @@ def test_the_start_of_an_adaptive_radius_is_within_its_bounds():
         Config(env="x", radius="adaptive", max_kl=0.2)
 
 
+def test_an_environment_is_in_one_half_in_every_batch_of_a_mixture(tiny, monkeypatch):
+    """Of 3 environments, column 0 of the newest batch and 3 of the older one are the same."""
+    monkeypatch.setattr(Policy, "compiled", False)
+    agent, halves = Agent(tiny(num_envs=3, reuse=2, radius="adaptive")), []
+
+    def step(*args):
+        halves.append(tf.get_static_value(args[-1]))
+        return policy_step(*args)
+
+    monkeypatch.setattr("trpo_tf.learner.trpo.policy_step", step)
+    agent.start()
+    agent.step()
+    agent.learner.wait()
+    agent.behavior.close()
+    np.testing.assert_array_equal(halves[0][:6], [0, 1, 0, 0, 1, 0])
+
+
 def test_halves_need_two_environments():
     with pytest.raises(UsageError, match="--num_envs=1: --radius=adaptive"):
         Config(env="x", radius="adaptive", num_envs=1)
