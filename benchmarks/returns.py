@@ -32,6 +32,7 @@ flags.DEFINE_list("envs", list(FIRST), "environments to train on")
 flags.DEFINE_list("recipes", [], "train these only; empty: all of the table")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of each")
 flags.DEFINE_string("vary", "", "a flag and its values, flag=value,value, instead of the recipe's")
+flags.register_validator("vary", lambda x: not x or all(x.partition("=")), message="give it as flag=value,value")
 flags.DEFINE_string("work_dir", "runs/returns", "where the runs themselves go")
 flags.DEFINE_integer("jobs", 1, "runs at a time; more than one spoils the speeds that are recorded", lower_bound=1)
 

@@ -291,6 +291,29 @@ def test_a_row_that_is_used_again_has_as_many_passes_of_the_value_fit(tiny):
     assert once.shape == twice.shape == odd.shape
 
 
+def test_what_values_explain_is_of_the_new_rows(tiny, monkeypatch):
+    """In the second of two updates; what is logged is from before the fit."""
+    monkeypatch.setattr(Policy, "compiled", False)
+    agent = Agent(tiny(reuse=2))
+    agent.start()
+    batches, prepare = [], agent.learner._prepare
+    monkeypatch.setattr(agent.learner, "_prepare", lambda given: [found := prepare(given), batches.append(found[0])][0])
+    for _ in range(2):
+        _, fit = agent.step()
+    agent.learner.wait()
+    agent.behavior.close()
+    time, envs = agent.config.time_steps, agent.config.num_envs
+    returns, values, mask = (
+        np.reshape(x, [time, 2, envs]) for x in (batches[1].returns, batches[1].values, batches[1].mask)
+    )
+    new, all_rows = (
+        1 - np.var((returns - values)[rows]) / np.var(returns[rows])
+        for rows in ((mask > 0) & (np.arange(2) == 0)[:, None], mask > 0)
+    )
+    assert abs(new - all_rows) > 1e-3, "else this measures nothing"
+    assert fit.result()["value/explained_variance"] == pytest.approx(new, abs=1e-4)
+
+
 def updated(agent, trajectories, updates):
     """The metrics of updates with these trajectories, and the policy's parameters after them."""
     rows = [agent.learner.update(t, number, 0.0)[0] for t, number in zip(trajectories, updates, strict=True)]
