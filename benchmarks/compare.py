@@ -39,8 +39,8 @@ STUDIES = {
     "staleness": (
         ("Hopper-v5",),
         {"fresh": ()}
-        | {f"lag {k}, corrected": (f"--behavior_lag={k}",) for k in (1, 2, 4, 8)}
-        | {f"lag {k}, not corrected": (f"--behavior_lag={k}", "--nocorrect_stale") for k in (1, 2, 4, 8)},
+        | {f"lag {k} corrected": (f"--behavior_lag={k}",) for k in (1, 2, 4, 8)}
+        | {f"lag {k} not corrected": (f"--behavior_lag={k}", "--nocorrect_stale") for k in (1, 2, 4, 8)},
     ),
 }
 
@@ -49,6 +49,13 @@ flags.DEFINE_enum("study", "reuse", list(STUDIES), "what to compare")
 flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "seeds of each")
 flags.DEFINE_list("envs", [], "environments; empty: those of the study")
 flags.DEFINE_list("variants", [], "variants; empty: those of the study")
+flags.register_multi_flags_validator(
+    ["study", "envs", "variants"],
+    lambda x: all(
+        set(x[name]) <= {*known} for name, known in zip(("envs", "variants"), STUDIES[x["study"]], strict=True)
+    ),
+    message="--envs and --variants have to be among those of the study",
+)
 flags.DEFINE_string("work_dir", "runs/compare", "where the runs themselves go")
 flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1)
 
@@ -65,7 +72,7 @@ def record(env: str, variant: str, seed: int, more: tuple[str, ...]) -> dict:
     """One run's numbers, after training it where it is not there yet. Runs at a time share the cores."""
     if FLAGS.jobs > 1:
         more += (f"--env_threads={max(1, len(usable_cores()) // FLAGS.jobs)}",)
-    run_dir = Path(FLAGS.work_dir) / f"{env}-{variant.replace(', ', '-').replace(' ', '-')}-s{seed}"
+    run_dir = Path(FLAGS.work_dir) / f"{env}-{variant.replace(' ', '-')}-s{seed}"
     trained(run_dir, env, FIRST[env], seed, more)
     final = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))["return_mean"]
     return {"area": area(read_csv(run_dir / "progress.csv")), "final": final}
