@@ -6,11 +6,12 @@ import tensorflow as tf
 from trpo_tf.config import Config
 from trpo_tf.learner import trust_region
 
-_FADE = 0.95  # of what earlier updates measured and promised, and of what it did to the radius
+_FADE = 0.9  # of what earlier updates measured and promised
 _SHRINK_BELOW, _GROW_ABOVE = 0.25, 0.75  # measured / promised; between the two the radius is kept
-_CERTAIN = 2.0  # standard errors between a sum and its threshold, without which the radius is kept
+_CERTAIN = 2.0  # standard errors between a sum and its threshold, below which it is noise
 _USED = 0.5  # share of the radius that a step has to use before there is reason for a larger one
-_FACTOR = 1.1  # of the radius
+_FACTOR = 1.05  # of the radius
+_BACK = 0.05  # of the way to where it started, in logarithms, in an update without evidence
 _PRICE_FACTOR, _PRICE_BAND = 2.0, 1.5
 _PRICES = 1e-3, 1e6  # smallest and largest
 
@@ -18,9 +19,12 @@ _PRICES = 1e-3, 1e6  # smallest and largest
 def adapted(max_kl, start, sums, squares, kl, low: float, high: float) -> tf.Tensor:
     """The radius after an update: smaller where improvement falls short of its promise, larger where it does not.
 
-    gained < 1/4 promised: divided by 1.1.  > 3/4, and the step used more than half of the radius: times 1.1.  Else, and
-    where the difference is within two standard errors, it goes back towards the start as evidence fades, by 5 % of the
-    difference in logarithms. Within [low, high].
+    gained < 1/4 promised by more than two standard errors: divided by 1.05. gained > 3/4 promised and, by more than two
+    standard errors, > 0, and the step used more than half of the radius: times 1.05. Else it goes back towards the
+    start, by 5 % of the difference in logarithms. Within [low, high].
+
+    For the radius to grow it is the gain alone that has to be certain. What it is above 3/4 of the promise is a quarter
+    of it at most where steps are short, with the error of the promise besides.
 
     Reference: the rules and thresholds of Nocedal, Wright 2006, "Numerical Optimization", algorithm 4.1, with factors
     that suit measurements as noisy as these.
@@ -39,8 +43,8 @@ def adapted(max_kl, start, sums, squares, kl, low: float, high: float) -> tf.Ten
         return tf.tensordot(weights, sums, 1) / tf.sqrt(tf.maximum(variance, np.finfo(np.float64).tiny))
 
     shrink = beyond(_SHRINK_BELOW) < -_CERTAIN
-    grow = (beyond(_GROW_ABOVE) > _CERTAIN) & (sums[1] > 0) & (kl > _USED * max_kl)
-    kept = max_kl * (start / max_kl) ** (1.0 - _FADE)
+    grow = (beyond(0.0) > _CERTAIN) & (sums[0] > _GROW_ABOVE * sums[1]) & (kl > _USED * max_kl)
+    kept = max_kl * (start / max_kl) ** _BACK
     return tf.clip_by_value(tf.where(shrink, max_kl / _FACTOR, tf.where(grow, max_kl * _FACTOR, kept)), low, high)
 
 
@@ -66,7 +70,7 @@ class Radius(tf.Module):
     drew them, the surrogate of the policy before, L_k(theta_k-1), is what going back would gain, and minus that is what
     the step gained. What it promised is g.(theta_k - theta_k-1) without the share of it that is noise in g, the
     "policy/unbiased_improvement" of policy_step. Their ratio is 1 for short steps, 1/2 where the gain is largest if it
-    is quadratic, and below 0 beyond twice that. Both fade over twenty updates. Nothing of the kind is there with
+    is quadratic, and below 0 beyond twice that. Both fade over ten updates. Nothing of the kind is there with
     radius=fixed, which has no variables.
 
     Args:
