@@ -11,19 +11,21 @@ Results go to results/<study>.json and .md after every run. What is in there, or
 """
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 from absl import app, flags
-from recipes import FIRST, trained
+from recipes import FIRST, RECIPES, trained
 from scipy import stats
 
 from trpo_tf.rollout.envs import usable_cores
 from trpo_tf.run.metrics import read_csv
 
 RESULTS = Path(__file__).resolve().parent / "results"
-HALF = ("--steps_per_update=1024", "--checkpoint_every=100")  # environments start again at checkpoints: as often
+# Trajectories stay as long as the recipe's, and environments start again, at checkpoints, as often.
+HALF = ("--steps_per_update=1024", "--num_envs={half}", "--checkpoint_every=100")
 # study: environments, {variant: flags beside the recipe's}
 STUDIES = {
     "reuse": (
@@ -70,6 +72,9 @@ def area(rows: list[dict[str, str]]) -> float:
 
 def record(env: str, variant: str, seed: int, more: tuple[str, ...]) -> dict:
     """One run's numbers, after training it where it is not there yet. Runs at a time share the cores."""
+    recipe = (RECIPES / f"{FIRST[env]}.flags").read_text(encoding="utf-8")
+    half = int(re.search(r"^--num_envs=(\d+)$", recipe, re.MULTILINE)[1]) // 2
+    more = tuple(flag.format(half=half) for flag in more)
     if FLAGS.jobs > 1:
         more += (f"--env_threads={max(1, len(usable_cores()) // FLAGS.jobs)}",)
     run_dir = Path(FLAGS.work_dir) / f"{env}-{variant.replace(' ', '-')}-s{seed}"
