@@ -13,6 +13,11 @@ EnvPool alone with random actions, stepped as its documentation does, `bound` wi
 own, as this project runs it, and `our actions` with those that this project's policy takes in the middle of such a
 training (Humanoid-v5 costs a third more with them). Writes results/throughput.json, .md and .png;
 what was not measured again stays in them.
+
+This project with other settings (docs/off_policy.md), on a machine that does nothing else:
+
+    python benchmarks/throughput.py --results=off_policy_cost --envs=HalfCheetah-v5 --repeats=5 \\
+      --systems='trpo_tf:16,trpo_tf:16 pipeline=true,trpo_tf:16 radius=adaptive,trpo_tf:8 reuse=2 steps_per_update=1024'
 """
 
 import json
@@ -39,8 +44,9 @@ flags.DEFINE_list(
     + [DEFAULTS, f"{SB3}:1", f"{SB3}:16", SB3_ZOO, f"{TIANSHOU}:16"]
     + [f"{SIMULATOR}{how}:{n}" for how in ("", " bound") for n in (16, 64)]
     + [f"{SIMULATOR} our actions:16", f"{SIMULATOR} bound our actions:16"],
-    "what to measure, name:environments",
+    "what to measure, name:environments; after trpo_tf:N also settings, name=value",
 )
+flags.DEFINE_string("results", "throughput", "name of the files in results/")
 flags.DEFINE_integer("repeats", 3, "measurements of each; the median counts", lower_bound=1)
 flags.DEFINE_float("seconds", 12.0, "about how long one measurement takes, start-up left out", lower_bound=1.0)
 flags.DEFINE_string("measure", "", "internal: the system that this process measures")
@@ -95,13 +101,23 @@ def simulator(env: str, seconds: float, num_envs: int, bound: bool, actions: lis
     return repeated(update, 64 * num_envs, seconds / 4)
 
 
+def setting(text: str):
+    """The value of a setting: a number or truth value as JSON has it, else the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
 def measure(system: str, env: str, seconds: float) -> float:
     """Steps per second of one system, in this process."""
     name, _, count = system.partition(":")
-    num_envs = int(count or 0)
     if name == OURS:
-        settings = {"num_envs": num_envs, "steps_per_update": ROWS, "value_epochs": EPOCHS, "eval_every": 0}
-        return ours(env, seconds, settings | {"value_minibatch_size": MINIBATCH})
+        count, *options = count.split()
+        settings = {"num_envs": int(count), "steps_per_update": ROWS, "value_epochs": EPOCHS, "eval_every": 0}
+        settings |= {key: setting(text) for key, text in (option.split("=", 1) for option in options)}
+        return ours(env, seconds, {"value_minibatch_size": MINIBATCH} | settings)
+    num_envs = int(count or 0)
     if name == DEFAULTS:
         return ours(env, seconds, {})
     shared = {"task": "throughput", "env": env, "seconds": seconds, "rows": ROWS, "epochs": EPOCHS}
@@ -166,12 +182,12 @@ def main(argv):
                 results[env][system].append(json.loads(done.stdout.splitlines()[-1]))
                 print(f"{turn + 1}/{FLAGS.repeats} {env} {system}: {results[env][system][-1]:,.0f} steps/s", flush=True)
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "throughput.json"
+    path = RESULTS / f"{FLAGS.results}.json"
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     results = earlier | {env: earlier.get(env, {}) | systems for env, systems in results.items()}
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "throughput.md").write_text(table(results), encoding="utf-8")
-    plot(results, RESULTS / "throughput.png")
+    path.with_suffix(".md").write_text(table(results), encoding="utf-8")
+    plot(results, path.with_suffix(".png"))
     print(table(results))
 
 
