@@ -21,21 +21,27 @@ ALL = [
 ]
 
 
-def pairwise(cases):
-    """Greedily, the fewest cases in which every pair of two columns' entries that occurs, occurs."""
+def covering(cases, columns):
+    """Greedily, the fewest cases in which all entries of so many columns occur together that do so at all."""
 
-    def pairs(case):
-        return {(i, j, case[i], case[j]) for i, j in itertools.combinations(range(len(case)), 2)}
+    def entries(case):
+        return set(itertools.combinations(enumerate(case), columns))
 
-    missing, chosen = set().union(*map(pairs, cases)), []
+    missing, chosen = set().union(*map(entries, cases)), []
     while missing:
-        best = max(cases, key=lambda case: len(pairs(case) & missing))
+        best = max(cases, key=lambda case: len(entries(case) & missing))
         chosen.append(best)
-        missing -= pairs(best)
+        missing -= entries(best)
     return chosen
 
 
-SOME = set(pairwise(ALL))
+PAIRS = covering(ALL, 2)  # for continuous integration
+EACH = covering(PAIRS, 1)  # for every run of the tests
+
+
+def marks(case):
+    """When the case is run."""
+    return () if case in EACH else [pytest.mark.slow] if case in PAIRS else [pytest.mark.slow, pytest.mark.whole]
 
 
 @contextlib.contextmanager
@@ -48,13 +54,7 @@ def eagerly(wanted):
         tf.config.run_functions_eagerly(False)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id="-".join(case), marks=() if case in SOME else [pytest.mark.slow, pytest.mark.whole])
-        for case in ALL
-    ],
-)
+@pytest.mark.parametrize("case", [pytest.param(case, id="-".join(case), marks=marks(case)) for case in ALL])
 def test_two_updates_and_the_answers_of_the_export(case, tmp_path, monkeypatch):
     monkeypatch.setattr(Policy, "compiled", False)  # XLA takes longer to compile than all the rest
     monkeypatch.setattr(saved_model, "_WARM_UP_ROWS", (1,))
@@ -77,7 +77,7 @@ def test_two_updates_and_the_answers_of_the_export(case, tmp_path, monkeypatch):
     )
     agent = Agent(config)
     agent.start()
-    with eagerly(case in SOME):
+    with eagerly(case in PAIRS):
         for _ in range(2):
             row, fit = agent.step()
             assert row["policy/max_ratio_error"] < 1e-4
