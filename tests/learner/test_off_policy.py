@@ -1,13 +1,14 @@
 """V-trace against GAE, against its definition as a sum, and against exact values of a finite MDP."""
 
 import itertools
+import math
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.learner.mdp import Mdp, family, policies
+from tests.learner.mdp import Mdp, policies
 from trpo_tf.config import Config, UsageError
 from trpo_tf.learner import advantages, off_policy
 from trpo_tf.learner.trpo import TRPO, surrogate
@@ -67,28 +68,51 @@ def test_it_is_the_sum_of_its_definition():
         np.testing.assert_allclose(found[s, b], advantage, rtol=1e-12, atol=1e-15)
 
 
+def stale_rows(scale, seed=0):
+    """Ratios whose logs are N(-s^2/2, s^2) for s in `scale` [T, B], and KL(mu || pi) there."""
+    return np.exp(scale * np.random.default_rng(seed).normal(size=scale.shape) - scale**2 / 2), scale**2 / 2
+
+
 def test_traces_of_stale_rows_are_as_long_as_those_of_fresh_ones():
-    """A reward five steps on, through independent ratios: on average it counts (gamma lambda)^5, times its own rho."""
-    rng, shape = np.random.default_rng(0), (6, 40_000)
-    ratio = np.exp(0.5 * rng.normal(size=shape) - 0.125)
-    reward, mask = np.zeros(shape), np.ones(shape)
+    """A reward five steps on, past fresh states and stale ones: on average it counts (gamma lambda)^5 and its rho."""
+    scale = np.broadcast_to([[0.5], [0.0], [0.3], [0.0], [0.5], [0.5]], (6, 40_000))
+    ratio, kl = stale_rows(scale)
+    reward, mask = np.zeros(scale.shape), np.ones(scale.shape)
     reward[-1] = 1.0
-    arrays = reward, np.zeros((7, shape[1])), ratio, mask > 1, mask > 1, mask, 0.9, 0.8, 1.0, 1.0
-    scale = off_policy.trace_scale(ratio, mask, 1.0, 1)
-    found, published = (off_policy.vtrace(*arrays, x)[0][0].numpy() for x in (scale, 1.0))
-    kept = np.minimum(ratio, 1).mean()
-    assert kept < 0.85
-    assert abs(found.mean() - 0.72**5 * kept) < 3 * found.std() / np.sqrt(shape[1])
-    np.testing.assert_allclose(published.mean(), 0.72**5 * kept**5, rtol=0.02)
+    arrays = reward, np.zeros((7, scale.shape[1])), ratio, mask > 1, mask > 1, mask, 0.9, 0.8, 1.0, 1.0
+    found, published = (
+        off_policy.vtrace(*arrays, x)[0][0].numpy() for x in (off_policy.trace_mean(tf.constant(kl), 1.0), 1.0)
+    )
+    kept = np.minimum(ratio, 1).mean(1)
+    assert kept[0] < 0.85
+    assert abs(found.mean() - 0.72**5 * kept[-1]) < 3 * found.std() / np.sqrt(scale.shape[1])
+    np.testing.assert_allclose(published.mean(), 0.72**5 * np.prod(kept[1:]), rtol=0.02)
 
 
-def test_the_scale_of_traces_is_of_each_trajectory_by_itself():
-    ratio, mask = np.array([[1.0, 1.0, 0.5, 3.0], [1.0, 1.0, 0.25, 9.0]]), np.ones((2, 4))
-    mask[1, 3] = 0
-    np.testing.assert_allclose(off_policy.trace_scale(ratio, mask, 1.0, 2), [1, 1, 3 / 1.75, 3 / 1.75])
-    np.testing.assert_allclose(off_policy.trace_scale(ratio, mask, 2.0, 1), [7 / 6.75] * 4)
-    mask[:, 2:] = 0
-    np.testing.assert_allclose(off_policy.trace_scale(ratio, mask, 1.0, 2), np.ones(4))
+def test_traces_through_fresh_states_do_not_grow():
+    """Every other stretch of states is stale: targets vary as those of GAE do, in 2000 steps, too."""
+    scale = np.where(np.arange(2000) // 250 % 2, 0.5, 0.0)[:, None] + np.zeros(16)
+    ratio, kl = stale_rows(scale)
+    reward, none, values = np.random.default_rng(1).normal(size=scale.shape), scale < 0, np.zeros((2001, 16))
+    means = off_policy.trace_mean(tf.constant(kl), 1.0), 1.0
+    spread = [
+        off_policy.vtrace(reward, values, x, none, none, ~none, 0.995, 0.95, 1.0, 1.0, mean)[1].numpy().std()
+        for x, mean in zip((ratio, np.ones_like(ratio)), means, strict=True)
+    ]
+    assert 0.8 < spread[0] / spread[1] < 1.25
+
+
+@pytest.mark.parametrize("c_max", [0.5, 1.0, 1.5, np.inf])
+def test_the_mean_of_traces(c_max):
+    ratio, kl = stale_rows(np.full(200_000, 0.5))
+    found = float(off_policy.trace_mean(tf.constant(kl[0]), c_max))
+    traces = np.minimum(ratio, c_max) / min(c_max, 1.0)
+    assert abs(traces.mean() - found) < 3 * traces.std() / np.sqrt(len(traces))
+    np.testing.assert_allclose(off_policy.trace_mean(tf.constant([0.0, -1e-12], tf.float64), c_max), 1.0, atol=1e-8)
+    assert float(off_policy.trace_mean(tf.constant(np.inf, tf.float64), 1.0)) == 0.75
+    pi, mu = np.array([0.3, 0.3, 0.4]), np.array([0.35, 0.22, 0.43])  # and where log ratios are not normal
+    exact = mu @ np.minimum(pi / mu, c_max) / min(c_max, 1.0)
+    np.testing.assert_allclose(off_policy.trace_mean(tf.constant(mu @ np.log(mu / pi)), c_max), exact, atol=0.02)
 
 
 @pytest.mark.parametrize("lag", [1, 2, 4, 8])
@@ -186,33 +210,30 @@ def test_a_lag_shortens_steps_by_its_root():
 
 
 def test_diagnostics_by_hand():
-    params, behavior = np.log([[0.5, 0.5]] * 4), np.log([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5], [0.9, 0.1]])
     rows = off_policy.Rows(
         weights=tf.constant([1.0, 2.0, 1.0, 0.0]),
         ratio=tf.constant([1.0, 2.0, 0.5, 9.0]),
         advantage=tf.constant([1.0, -1.0, 2.0, 5.0]),
-        behavior_params=tf.constant(behavior, tf.float32),
-        params=tf.constant(params, tf.float32),
+        kl=tf.constant([0.0, 0.3, 0.1, 9.0], tf.float64),
         staleness=tf.constant([0, 1, 2, 2]),
     )
-    found = off_policy.diagnostics(family(2), rows, 3, 9.0)
+    found = off_policy.diagnostics(rows, 3, 9.0)
     found = {name.removeprefix("stale/"): float(x) for name, x in found.items()}
     np.testing.assert_allclose(found["effective_sample_size"], (5.5 / 4) ** 2 / (9.25 / 4), rtol=1e-6)
     assert found["max_ratio"] == 2.0
     np.testing.assert_allclose(found["mean_ratio_error"], (0 + 2 * 1 + 0.5) / 4)
     gain, weight = np.array([1.0, -2.0, 1.0]), np.array([0.25, 0.5, 0.25])
     np.testing.assert_allclose(found["surrogate_variance"], weight**2 @ (gain - weight @ gain) ** 2)
-    kl = 0.25 * np.log(0.25 / 0.5) + 0.75 * np.log(0.75 / 0.5)  # of behavior from the policy, not the other way
-    np.testing.assert_allclose(found["kl_behavior_old"], 0.5 * kl, rtol=1e-6)
+    np.testing.assert_allclose(found["kl_behavior_old"], 0.5 * 0.3 + 0.25 * 0.1, rtol=1e-6)
     assert [found[f"share_of_staleness_{k}"] for k in range(3)] == [0.25, 0.5, 0.25]
 
 
 def test_a_truncated_ratio_counts_as_what_the_surrogate_makes_of_it():
     """One row of 1000 with a ratio of 100: like the others where rho is 1, most of the weight where it is not."""
     ratio = tf.constant([100.0] + [1.0] * 999)
-    zeros, params = tf.zeros(1000), tf.zeros([1000, 2])
-    rows = off_policy.Rows(tf.ones(1000), ratio, zeros, params, params, tf.zeros(1000, tf.int32))
-    found = [off_policy.diagnostics(family(2), rows, 1, rho) for rho in (1.0, 1000.0)]
+    zeros = tf.zeros(1000)
+    rows = off_policy.Rows(tf.ones(1000), ratio, zeros, tf.zeros(1000, tf.float64), tf.zeros(1000, tf.int32))
+    found = [off_policy.diagnostics(rows, 1, rho) for rho in (1.0, 1000.0)]
     sizes = [float(x["stale/effective_sample_size"]) for x in found]
     np.testing.assert_allclose(sizes, [1.0, 1099**2 / 1000 / (100**2 + 999)], rtol=1e-6)
     assert [float(x["stale/max_ratio"]) for x in found] == [100.0, 100.0]
@@ -284,10 +305,9 @@ def test_rows_that_are_too_stale_move_nothing_and_the_reason_says_so(tiny, monke
 def test_a_row_that_is_used_again_has_as_many_passes_of_the_value_fit(tiny):
     """2 trajectories of 4 environments with half of the passes each: as many minibatches per new row."""
     settings = {"value_epochs": 6, "value_minibatch_size": 8}
-    once, twice, odd = (
-        TRPO(*given(tiny(**settings | changes)), 0)._order(tf.constant([0, 1]))
-        for changes in ({}, {"reuse": 2}, {"reuse": 2, "value_epochs": 5})
-    )
+    changes = {}, {"reuse": 2}, {"reuse": 2, "value_epochs": 5}
+    learners = [TRPO(*given(tiny(**settings | x)), 0) for x in changes]  # tf.function has only a weak reference
+    once, twice, odd = (learner._order(tf.constant([0, 1])) for learner in learners)
     assert once.shape == twice.shape == odd.shape
 
 
@@ -413,10 +433,13 @@ def test_an_update_with_optimal_weights_by_hand(tiny, monkeypatch):
     logp = agent.policy.family.log_prob(params, batch.action).numpy().reshape(shape)
     found = np.exp(logp - trajectory.behavior_logp)
     args = found, trajectory.terminated, trajectory.truncated, trajectory.mask
-    blocks = [(mask, np.minimum(found, 1.0)[:, 4 * k : 4 * k + 4]) for k, mask in enumerate(masks[::-1])]
-    scale = np.repeat([mask.sum() / (mask * traces).sum() for mask, traces in blocks], 4).astype(np.float32)
+    mu, pi = (np.exp(x) / np.exp(x).sum(1)[:, None] for x in (batch.behavior_params.numpy(), params.numpy()))
+    apart = (mu.astype(np.float64) * (np.log(mu) - np.log(pi))).sum(1)  # KL(mu || pi)
+    np.testing.assert_allclose(row["stale/kl_behavior_old"], np.average(apart, weights=given), rtol=1e-3)
+    kept = np.maximum([math.erfc(math.sqrt(max(x, 0)) / 2) for x in apart], 0.75).reshape(shape).astype(np.float32)
+    assert np.ptp(kept[:, 4:]) > 0.01, "else this measures nothing"
     (advantage, _), (_, targets) = (
-        off_policy.vtrace(scaler(trajectory.reward), x / scaler.scale(), *args, 0.9, 0.95, 1.0, 1.0, scale)
+        off_policy.vtrace(scaler(trajectory.reward), x / scaler.scale(), *args, 0.9, 0.95, 1.0, 1.0, kept)
         for x in (before, values[2])
     )
     advantage = advantage.numpy().ravel()[given > 0]

@@ -24,12 +24,12 @@ def vtrace(
     gae_lambda: float,
     rho_max: float,
     c_max: float,
-    c_scale=1.0,
+    c_mean=1.0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Advantages and value targets of pi from trajectories of mu.
 
     delta_t = r_t + gamma (1 - terminated_t) V(s_t+1) - V(s_t)
-    d_t = min(rho_max, ratio_t) delta_t + gamma lambda c_scale min(c_max, ratio_t) (1 - ended_t) d_t+1
+    d_t = min(rho_max, ratio_t) delta_t + gamma lambda min(c_max, ratio_t) / c_mean_t (1 - ended_t) d_t+1
     target_t = V(s_t) + d_t
     A_t = delta_t + gamma lambda (1 - ended_t) d_t+1
 
@@ -45,7 +45,7 @@ def vtrace(
       gamma, gae_lambda: in [0, 1].
       rho_max: decides which policy the targets are of: pi where no ratio is above it.
       c_max: bounds the traces, and with them the variance; it leaves the fixed point alone.
-      c_scale: of `trace_scale`; a scalar, or of B columns. 1 is V-trace as published.
+      c_mean: of `trace_mean`, [T, B]. 1 is V-trace as published.
 
     Returns:
       advantage [T, B], targets [T, B].
@@ -55,7 +55,7 @@ def vtrace(
     delta = tf.where(mask > 0, reward + gamma * alive * values[1:] - values[:-1], 0.0)
     decay = tf.where(mask > 0, gamma * gae_lambda * running, 0.0)
     ratio = tf.where(mask > 0, ratio, 0.0)
-    rho, c = tf.minimum(ratio, rho_max), tf.minimum(ratio, c_max) * c_scale
+    rho, c = tf.minimum(ratio, rho_max), tf.minimum(ratio, c_max) / c_mean
     d = tf.scan(
         lambda later, row: row[0] + row[1] * later, (rho * delta, decay * c), tf.zeros_like(delta[0]), reverse=True
     )
@@ -63,17 +63,21 @@ def vtrace(
     return delta + decay * after, values[:-1] + d
 
 
-def trace_scale(ratio, mask, c_max: float, count: int) -> tf.Tensor:
-    """1 / the mean of min(c_max, ratio) over the rows of each of `count` trajectories side by side, [T, B]: [B].
+def trace_mean(kl, c_max: float) -> tf.Tensor:
+    """E[min(c_max, ratio)] / min(c_max, 1) at states with this KL(mu || pi), each by itself; 1 where it is 0.
 
-    On average truncation makes traces shorter, with c_max 1 by E[min(1, ratio)] = 1 - TV(pi, mu) a step, as a smaller
-    lambda would. With their mean back at 1, lambda is what it says however stale rows are. Fresh rows have 1.
+    On average truncation makes traces shorter by that, with c_max 1 by 1 - TV(mu, pi) a step, as a smaller lambda
+    would. Divided by it, lambda is what it says, in each state, however stale the row is. It is of the state: with the
+    mean over many, traces would grow without bound through those where mu and pi agree.
+
+    Log ratios are taken as normal, N(-s^2 / 2, s^2) with KL = s^2 / 2: exact for Gaussians that differ in their means,
+    and, by sums of many small terms, nearly so for others; for a coin TV is 1.25 times what this makes of it.
+
+    Not below 3/4: where traces lose more than that, the variance of their product would grow with its length.
     """
-    shape = [ratio.shape[0], count, ratio.shape[1] // count]
-    mask = tf.reshape(mask, shape)
-    traces = tf.reduce_sum(mask * tf.minimum(tf.reshape(ratio, shape), c_max), [0, 2])
-    scale = tf.where(traces > 0, tf.reduce_sum(mask, [0, 2]) / tf.where(traces > 0, traces, 1.0), 1.0)
-    return tf.repeat(scale, shape[2])
+    s, log_c = tf.sqrt(2.0 * tf.maximum(kl, 1e-18)), np.log(min(c_max, 1e6))
+    below = tf.math.erfc((s / 2 + log_c / s) / np.sqrt(2)) / 2, tf.math.erfc((s / 2 - log_c / s) / np.sqrt(2)) / 2
+    return tf.maximum((min(c_max, 1e6) * below[0] + below[1]) / min(c_max, 1.0), 0.75)
 
 
 def reuse_weights(reuse: int, optimal: bool) -> np.ndarray:
@@ -118,7 +122,7 @@ def radius_share(weights, lag: int = 0) -> float:
     return float(1.0 / np.sum(np.asarray(weights) * np.arange(1, len(weights) + 1)) / np.sqrt(1 + lag))
 
 
-def diagnostics(family, rows, counted: int, rho_max: float) -> dict[str, tf.Tensor]:
+def diagnostics(rows, counted: int, rho_max: float) -> dict[str, tf.Tensor]:
     """How far rows are from the current policy's, as scalars.
 
     With rho = min(rho_max, ratio), which is what a row counts in the surrogate, effective_sample_size is
@@ -126,20 +130,18 @@ def diagnostics(family, rows, counted: int, rho_max: float) -> dict[str, tf.Tens
     theta_old. kl_behavior_old is KL(mu || pi), and share_of_staleness_k a histogram.
 
     Args:
-      family: of the actions' distribution.
       rows: Rows. counted: of which staleness there are shares, 0 to `counted` - 1.
     """
     weights, ratio = mean_weights(rows.weights), tf.cast(rows.ratio, tf.float64)
     rho = tf.minimum(ratio, rho_max)
     gain = rho * tf.cast(rows.advantage, tf.float64)
     mean, square = weighted_sum(rho, weights), weighted_sum(rho**2, weights)
-    kl = family.kl(*(tf.cast(x, tf.float64) for x in (rows.behavior_params, rows.params)))
     found = {
         "effective_sample_size": tf.where(square > 0, mean**2 / tf.where(square > 0, square, 1.0), 0.0),
         "max_ratio": tf.reduce_max(tf.where(weights > 0, ratio, 0.0)),
         "mean_ratio_error": weighted_sum(tf.abs(ratio - 1.0), weights),
         "surrogate_variance": weighted_sum((gain - weighted_sum(gain, weights)) ** 2, weights**2),
-        "kl_behavior_old": weighted_sum(kl, weights),
+        "kl_behavior_old": weighted_sum(rows.kl, weights),
     }
     for k in range(counted):
         found[f"share_of_staleness_{k}"] = weighted_sum(tf.cast(rows.staleness == k, tf.float64), weights)
@@ -152,8 +154,7 @@ class Rows(NamedTuple):
     weights: tf.Tensor
     ratio: tf.Tensor
     advantage: tf.Tensor  # standardised
-    behavior_params: tf.Tensor  # [N, K]
-    params: tf.Tensor  # [N, K]
+    kl: tf.Tensor  # KL(mu || pi), float64
     staleness: tf.Tensor  # int32, in updates
 
 

@@ -332,14 +332,15 @@ class TRPO(tf.Module):
         ratio = found if config.correct_stale else tf.ones_like(found)
         flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
         count, rho = self._columns // config.num_envs, config.vtrace_rho
-        scale = off_policy.trace_scale(ratio, trajectory.mask, config.vtrace_c, count)
-        limits = (config.gamma, config.gae_lambda, rho, config.vtrace_c, scale)
+        kl = family.kl(*(tf.cast(x, tf.float64) for x in (_flat(trajectory.behavior_params), params)))
+        kl = tf.where(_flat(trajectory.mask) > 0, kl, 0.0)
+        limits = (config.gamma, config.gae_lambda, rho, config.vtrace_c)
+        if config.correct_stale:
+            limits += (tf.cast(tf.reshape(off_policy.trace_mean(kl, config.vtrace_c), ratio.shape), ratio.dtype),)
         advantage, _ = off_policy.vtrace(trajectory.reward, before, ratio, *flags, *limits)
         _, targets = off_policy.vtrace(trajectory.reward, values, ratio, *flags, *limits)
         standardized, std = advantages.standardize(advantage, weights * tf.minimum(ratio, rho))
-        seen = off_policy.Rows(
-            *map(_flat, (weights, found, standardized, trajectory.behavior_params)), params, _flat(staleness)
-        )
+        seen = off_policy.Rows(*map(_flat, (weights, found, standardized)), kl, _flat(staleness))
         behavior_logp = logp
         if config.correct_stale:  # such that ratios in the surrogate are at most rho before the step
             behavior_logp = tf.maximum(trajectory.behavior_logp, logp - np.float32(np.log(rho)))
@@ -349,7 +350,7 @@ class TRPO(tf.Module):
             targets,
             standardized,
             std,
-            off_policy.diagnostics(family, seen, config.lag + count, rho),
+            off_policy.diagnostics(seen, config.lag + count, rho),
         )
 
     def _rows(self, x):
