@@ -12,6 +12,7 @@ Results go to results/<study>.json and .md after every run. What is in there, or
 
 import json
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -49,6 +50,7 @@ STUDIES = {
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("study", "reuse", list(STUDIES), "what to compare")
 flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "seeds of each")
+flags.register_validator("seeds", lambda seeds: all(x.isdigit() for x in seeds), "--seeds have to be numbers")
 flags.DEFINE_list("envs", [], "environments; empty: those of the study")
 flags.DEFINE_list("variants", [], "variants; empty: those of the study")
 flags.register_multi_flags_validator(
@@ -89,27 +91,33 @@ def interquartile_mean(*samples) -> float:
 
 
 def table(found: dict[tuple[str, str, int], dict], envs, variants) -> str:
-    """Markdown: per environment the means over seeds, then, in those of the first variant, their mean, and the
-    interquartile mean of all runs."""
+    """Markdown: per environment the means over seeds, then, in those of the first variant with the same seeds, their
+    mean, and from four runs on the interquartile mean of all; neither for variants that lack an environment."""
     lines = []
     for kind in ("area", "final"):
-        values = {
-            (env, variant): np.array([x[kind] for (e, v, _), x in sorted(found.items()) if (e, v) == (env, variant)])
-            for env in envs
-            for variant in variants
-        }
         lines += [f"| {kind} | {' | '.join(envs)} | mean | IQM (95 %) | seeds |", "|---" * (len(envs) + 4) + "|"]
         for variant in variants:
-            if not all(len(values[env, of]) for env in envs for of in (variants[0], variant)):
-                continue
-            scores = [values[env, variant] / values[env, variants[0]].mean() for env in envs]
-            mean, middle = np.mean([x.mean() for x in scores]), interquartile_mean(*scores)
-            spread, means = "", [f"{values[env, variant].mean():.0f}" for env in envs]
-            if min(map(len, scores)) > 1:
-                interval = stats.bootstrap(scores, interquartile_mean, method="percentile", rng=0).confidence_interval
-                spread = f" ({interval.low:.2f} to {interval.high:.2f})"
-            seeds = "/".join(str(n) for n in dict.fromkeys(map(len, scores)))
-            lines.append(f"| {variant} | {' | '.join(means)} | {mean:.2f} | {middle:.2f}{spread} | {seeds} |")
+            means, scores, counts = [], [], []
+            for env in envs:
+                values, firsts = (
+                    {seed: x[kind] for (e, v, seed), x in sorted(found.items()) if (e, v) == (env, name)}
+                    for name in (variant, variants[0])
+                )
+                common = [seed for seed in values if seed in firsts]
+                means.append(f"{np.mean([*values.values()]):.0f}" if values else "")
+                if common:
+                    scores.append(np.array([values[x] for x in common]) / np.mean([firsts[x] for x in common]))
+                counts.append(len(common))
+            mean = middle = ""
+            if all(counts):
+                mean = f"{np.mean([x.mean() for x in scores]):.2f}"
+                if sum(counts) > 3 and min(counts) > 1:
+                    interval = stats.bootstrap(scores, interquartile_mean, method="percentile", rng=0)
+                    low, high = interval.confidence_interval
+                    middle = f"{interquartile_mean(*scores):.2f} ({low:.2f} to {high:.2f})"
+            if any(means):
+                seeds = "/".join(str(n) for n in dict.fromkeys(counts))
+                lines.append(f"| {variant} | {' | '.join(means)} | {mean} | {middle} | {seeds} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -122,6 +130,7 @@ def main(argv):
     path, names = RESULTS / f"{FLAGS.study}.json", ("env", "variant", "seed")
     records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     found = {tuple(x.pop(name) for name in names): x for x in records}
+    failed = 0
     with ThreadPoolExecutor(FLAGS.jobs) as pool:
         wanted = (
             (env, variant, int(seed))
@@ -130,13 +139,22 @@ def main(argv):
             for env in FLAGS.envs or envs
         )
         runs = {pool.submit(record, *key, variants[key[1]]): key for key in wanted if key not in found}
-        for run in as_completed(runs):
-            found[runs[run]] = run.result()
-            records = [dict(zip(names, key, strict=True)) | found[key] for key in sorted(found)]
-            path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-            path.with_suffix(".md").write_text(table(found, envs, list(variants)), encoding="utf-8")
-            print(*runs[run], *(round(x) for x in found[runs[run]].values()), flush=True)
+        try:
+            for run in as_completed(runs):
+                if run.exception():
+                    failed += 1
+                    print(*runs[run], f"failed: {run.exception()}", file=sys.stderr, flush=True)
+                    continue
+                found[runs[run]] = run.result()
+                records = [dict(zip(names, key, strict=True)) | found[key] for key in sorted(found)]
+                path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+                path.with_suffix(".md").write_text(table(found, envs, list(variants)), encoding="utf-8")
+                print(*runs[run], *(round(x) for x in found[runs[run]].values()), flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     print(table(found, envs, list(variants)))
+    sys.exit(f"{failed} runs failed; once more goes on with them" if failed else 0)
 
 
 if __name__ == "__main__":

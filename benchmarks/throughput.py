@@ -16,7 +16,7 @@ what was not measured again stays in them.
 
 This project with other settings (docs/off_policy.md), on a machine that does nothing else:
 
-    python benchmarks/throughput.py --results=off_policy_cost --envs=HalfCheetah-v5 --repeats=5 \\
+    python benchmarks/throughput.py --results=off_policy_cost --envs=HalfCheetah-v5 \\
       --systems='trpo_tf:16,trpo_tf:16 pipeline=true,trpo_tf:16 radius=adaptive,trpo_tf:8 reuse=2 steps_per_update=1024'
 """
 
@@ -139,7 +139,7 @@ def table(results: dict[str, dict[str, list[float]]]) -> str:
     ]
     for env, systems in results.items():
         medians = {name: statistics.median(values) for name, values in systems.items() if values}
-        best = max((value for name, value in medians.items() if name.startswith(f"{OURS}:")), default=None)
+        best = max((x for name, x in medians.items() if name.startswith(f"{OURS}:") and " " not in name), default=None)
         for name, value in medians.items():
             ratios = [f"{mine / value:.2f} x" if mine else "" for mine in (best, medians.get(DEFAULTS))]
             spread = f"{min(systems[name]):,.0f}, {max(systems[name]):,.0f}"

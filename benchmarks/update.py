@@ -41,6 +41,7 @@ flags.DEFINE_list(
 flags.DEFINE_list("hidden", ["64", "256", "1024"], "units of both layers, at the first of --rows")
 flags.DEFINE_integer("repeats", 7, "measurements of each; the median counts", lower_bound=1)
 flags.DEFINE_bool("peer", True, "measure sb3-contrib too")
+flags.DEFINE_string("results", "update", "name of the files in results/")
 
 
 def trajectory(agent: Agent, time_steps: int) -> Trajectory:
@@ -202,9 +203,10 @@ def main(argv):
         records.append({"rows": size[0], "hidden": size[1], "ms": timed(*size)})
         print(records[-1], flush=True)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "update.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "update.md").write_text(table(records), encoding="utf-8")
-    plot(records, RESULTS / "update.png")
+    path = RESULTS / f"{FLAGS.results}.json"
+    path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(table(records), encoding="utf-8")
+    plot(records, path.with_suffix(".png"))
     print(table(records))
 
 

@@ -176,14 +176,19 @@ class Config:
     vtrace_rho: float = _field(
         1.0, _STALE, "largest ratio in targets and surrogate; 1 narrows the policy (Espeholt et al. 2018)", above=0
     )
-    vtrace_c: float = _field(1.0, _STALE, "largest ratio in traces (Espeholt et al. 2018)", above=0)
-    max_staleness: int = _field(64, _STALE, "updates after which rows are masked", low=0)
+    vtrace_c: float = _field(
+        1.0, _STALE, "largest ratio in traces, which then get a mean of 1 (Espeholt et al. 2018)", above=0
+    )
+    max_staleness: int = _field(64, _STALE, "updates after which batches are not kept, and rows are masked", low=0)
     min_effective_sample_size: float = _field(
         0.25, _STALE, "share of the rows below which there is no policy step", low=0, high=1
     )
 
     value_epochs: int = _field(
-        10, _VALUE, "passes of the value fit over a row, with --reuse in all (measured; rl-zoo: 20)", low=0
+        10,
+        _VALUE,
+        "passes of the value fit over a row, in all, at least one an update (measured; rl-zoo: 20)",
+        low=0,
     )
     value_minibatch_size: int = _field(128, _VALUE, "rows per Adam step; what is over is left out (rl-zoo)", low=1)
     value_learning_rate: float = _field(2e-3, _VALUE, "Adam's learning rate (measured; A20: 3e-4 to 1e-3)", above=0)
@@ -197,6 +202,8 @@ class Config:
             raise UsageError(f"--network={self.network}: the memory is the last of --hidden_sizes, and there is none")
         if self.max_staleness < self.lag:
             raise UsageError(f"--max_staleness={self.max_staleness}: every row is {self.lag} updates old")
+        if self.reuse > 1 and self.max_staleness == self.lag:
+            raise UsageError(f"--max_staleness={self.max_staleness}: leaves --reuse={self.reuse} no batch to use again")
         if self.radius == "adaptive" and self.num_envs < 2:
             raise UsageError(
                 f"--num_envs={self.num_envs}: --radius=adaptive compares halves of the environments, 2 or more"

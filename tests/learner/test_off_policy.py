@@ -474,6 +474,8 @@ def test_batches_beyond_max_staleness_are_not_kept(tiny):
     assert TRPO(*given(tiny(reuse=8, max_staleness=3, behavior_lag=2)), 0)._columns == 4 * 2
     with pytest.raises(UsageError, match="--max_staleness=0"):
         tiny(pipeline=True, max_staleness=0)
+    with pytest.raises(UsageError, match="--max_staleness=1: leaves --reuse=2"):
+        tiny(pipeline=True, reuse=2, max_staleness=1)
 
 
 def given(config):

@@ -238,6 +238,21 @@ def test_the_price_follows_the_divergence(tiny, monkeypatch):
     assert all(row["policy/improvement"] > 0 for row in rows if row["policy/reason"] == "accepted")
 
 
+def test_radius_and_price_are_in_the_checkpoint(tiny, monkeypatch):
+    monkeypatch.setattr(Policy, "compiled", False)
+    first, other = (Agent(tiny(radius="adaptive", objective="penalty", reuse=2)) for _ in range(2))
+    first.start()
+    for _ in range(3):
+        first.step()
+    other.restore(first.checkpoint(), envs=False)
+    first.behavior.close()
+    variables = {x.name: x.numpy() for x in first.learner.radius.variables}
+    assert len(variables) == 7
+    assert np.abs(variables["radius/sums:0"]).min() > 0
+    for variable in other.learner.radius.variables:
+        np.testing.assert_array_equal(variable, variables[variable.name])
+
+
 def test_the_price_does_not_fall_while_max_step_makes_steps_short(tiny, monkeypatch):
     monkeypatch.setattr(Policy, "compiled", False)
     agent = Agent(tiny(objective="penalty", max_step=1e-6))
