@@ -26,7 +26,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from export import check, client
 from tests import exports
 from tests.spaces_table import IMAGES, NETWORKS
-from tests.test_combinations import ALL, SOME
+from tests.test_combinations import ALL, PAIRS
 from trpo_tf.config import ServeConfig, UsageError
 from trpo_tf.run import saved_model, server
 
@@ -150,11 +150,11 @@ def test_a_cpp_program_answers_as_the_policy(base, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, id="-".join(case), marks=() if case in SOME else pytest.mark.whole) for case in ALL]
+    "case", [pytest.param(case, id="-".join(case), marks=() if case in PAIRS else pytest.mark.whole) for case in ALL]
 )
 def test_every_combination_is_served_as_the_policy_answers(case, native, tmp_path):
     action, observation, network = case
-    rows = ROWS if case in SOME or observation not in IMAGES else ROWS // 10  # a thousand pictures are long texts
+    rows = ROWS if case in PAIRS or observation not in IMAGES else ROWS // 10  # a thousand pictures are long texts
     exported = exports.build(observation, action, NETWORKS[network], tmp_path, rows)
     with serving(tmp_path) as (model, rest_port, grpc_port):
         exports.check(exported, lambda signature, inputs: model.get("policy").predict(signature, inputs))
@@ -164,7 +164,7 @@ def test_every_combination_is_served_as_the_policy_answers(case, native, tmp_pat
     loaded = saved_model.LoadedPolicy(exported.path)
     exports.check(exported, lambda *request: served_answer(loaded, exported, *request))
     exports.check(exported, lambda *request: native_answer(native, exported, *request))
-    if case in SOME:
+    if case in PAIRS:
         start = time.monotonic()
         reasons = {rule: reason for rule, reason in check.check(exported.path).items() if reason}
         assert not reasons
