@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from trpo_tf.config import Config
 from trpo_tf.policy.networks import FlatNetwork
+from trpo_tf.policy.policy import Policy
 from trpo_tf.trainer import use_threads
 
 use_threads(Config(env="x"))  # as `train` does in a process of its own, so that both round alike
@@ -34,6 +35,12 @@ TINY = {
 def tiny():
     """Makes a Config that trains in seconds: tiny(total_steps=500, ...)."""
     return lambda **changes: Config(**(TINY | changes))
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Without XLA, which takes longer to compile than a few updates of a few rows."""
+    monkeypatch.setattr(Policy, "compiled", False)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import tensorflow as tf
 from tests.spaces_table import ACTIONS, IMAGES, NETWORKS, OBSERVATIONS
 from trpo_tf.config import Config
 from trpo_tf.policy.actor import Actor
-from trpo_tf.policy.policy import Policy
 from trpo_tf.run import saved_model
 from trpo_tf.trainer import Agent
 
@@ -55,8 +54,8 @@ def eagerly(wanted):
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id="-".join(case), marks=marks(case)) for case in ALL])
+@pytest.mark.usefixtures("uncompiled")
 def test_two_updates_and_the_answers_of_the_export(case, tmp_path, monkeypatch):
-    monkeypatch.setattr(Policy, "compiled", False)  # XLA takes longer to compile than all the rest
     monkeypatch.setattr(saved_model, "_WARM_UP_ROWS", (1,))
     action, observation, network = case
     masked = action in ("discrete", "multi_discrete", "dict") and ALL.index(case) % 2 == 0

@@ -15,7 +15,6 @@ import trpo_tf
 from tests.conftest import TINY
 from trpo_tf import trainer
 from trpo_tf.config import UsageError
-from trpo_tf.policy.policy import Policy
 from trpo_tf.run import checkpoint
 from trpo_tf.run.metrics import read_csv
 
@@ -111,12 +110,11 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", ["memory", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("hybrid", "masked"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["memory", "hybrid", "masked"])
+@pytest.mark.usefixtures("uncompiled")
 def test_runs_of_other_spaces_and_networks_go_on_to_the_bit(tmp_path, tiny, kind, monkeypatch, capsys):
     """Two updates after a boundary: the actions since then are replayed, the states are in the checkpoint."""
-    monkeypatch.setattr(Policy, "compiled", False)  # XLA takes long to compile what is unrolled
     settings = {"total_steps": 400, "allow_env_module": True, "eval_every": 0} | OTHERS[kind]
     trpo_tf.train(tiny(**settings, run_dir=str(tmp_path / "whole")))
     step = trainer.Agent.step
@@ -134,6 +132,7 @@ def test_runs_of_other_spaces_and_networks_go_on_to_the_bit(tmp_path, tiny, kind
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_models_of_the_users_train_go_on_and_are_exported(tmp_path, tiny, monkeypatch):
     def train(**changes):
         layers = [keras.layers.Dense(5, "gelu", kernel_initializer=keras.initializers.Orthogonal(seed=1)), None]
@@ -208,7 +207,7 @@ def test_sigterm_exits_42_and_a_second_signal_leaves_at_once(tmp_path):
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 120
         progress = tmp_path / name / "progress.csv"
-        while time.monotonic() < deadline and not (progress.exists() and len(read_csv(progress)) > 1):
+        while time.monotonic() < deadline and not (progress.exists() and read_csv(progress)):
             time.sleep(0.1)
         return process
 
@@ -239,6 +238,7 @@ def test_a_finished_run_resumed_stays_as_it_is(undisturbed):
     assert [path.name for path in (undisturbed / "saved_model").iterdir()] == ["1"]
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_an_environment_that_fails_ends_the_run_with_a_checkpoint_of_a_whole_update(tmp_path, tiny, monkeypatch):
     from trpo_tf.rollout.collector import EnvironmentFailure
     from trpo_tf.rollout.envs import Envs
@@ -264,6 +264,7 @@ def test_an_environment_that_fails_ends_the_run_with_a_checkpoint_of_a_whole_upd
     assert_same(result.run_dir, tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_an_exported_version_on_the_way_and_an_environment_of_the_old_api(tmp_path, tiny):
     from tests.rollout import counting  # noqa: F401, registers its environments
 
@@ -292,6 +293,7 @@ def test_tensorflow_leaves_a_core_to_the_value_fit_unless_told_or_begun(tiny, mo
     assert "--update_threads=3" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_the_final_evaluation_counts_for_the_best(tmp_path, tiny):
     result = trpo_tf.train(tiny(total_steps=1, run_dir=tmp_path / "run", eval_every=1000, export=False))
     best = checkpoint.newest(tmp_path / "run" / "best", pytest.fail)
@@ -307,6 +309,7 @@ def test_resuming_refuses_another_configuration_and_nothing_to_resume(undisturbe
     assert not (tmp_path / "nothing").exists()
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_full_disk_is_a_warning_until_the_last_checkpoint(tmp_path, tiny, monkeypatch, capsys):
     real, calls = checkpoint.save, []
 

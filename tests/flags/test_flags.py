@@ -9,7 +9,8 @@ from trpo_tf import cli
 from trpo_tf.config import Config
 
 RECIPES = sorted((Path(__file__).parents[2] / "flags").glob("*.flags"))
-SLOWER = ("ant", "half_cheetah", "inverted_pendulum", "swimmer")  # other numbers of what mujoco.flags has
+# other numbers of what mujoco.flags and classic_control.flags have
+SLOWER = ("ant", "box2d", "half_cheetah", "inverted_pendulum", "pendulum", "swimmer")
 # where no env is set
 ENVS = {"box2d": "LunarLander-v3", "classic_control": "CartPole-v1", "inverted_pendulum": "InvertedPendulum-v5"}
 

@@ -272,9 +272,9 @@ def test_what_is_kept_goes_through_arrays():
     assert found.values[3].tolist() == [0, 0, 4, 4, 3, 3]
 
 
-def test_the_first_update_is_that_of_one_batch_with_the_smaller_radius(tiny, monkeypatch):
+@pytest.mark.usefixtures("uncompiled")
+def test_the_first_update_is_that_of_one_batch_with_the_smaller_radius(tiny):
     """Places that are still empty add nothing; the radius is 4 / (reuse + 1)^2 of max_kl."""
-    monkeypatch.setattr(Policy, "compiled", False)
     thetas = []
     for changes in ({"reuse": 3, "max_kl": 0.04}, {"max_kl": 0.01}):
         agent = Agent(tiny(max_step=1e9, **changes))
@@ -287,8 +287,8 @@ def test_the_first_update_is_that_of_one_batch_with_the_smaller_radius(tiny, mon
     np.testing.assert_allclose(*thetas, rtol=1e-3, atol=1e-5)
 
 
-def test_rows_that_are_too_stale_move_nothing_and_the_reason_says_so(tiny, monkeypatch):
-    monkeypatch.setattr(Policy, "compiled", False)
+@pytest.mark.usefixtures("uncompiled")
+def test_rows_that_are_too_stale_move_nothing_and_the_reason_says_so(tiny):
     agent = Agent(tiny(reuse=2, min_effective_sample_size=0.99999))
     agent.start()
     first, _ = agent.step()
@@ -311,9 +311,9 @@ def test_a_row_that_is_used_again_has_as_many_passes_of_the_value_fit(tiny):
     assert once.shape == twice.shape == odd.shape
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_what_values_explain_is_of_the_new_rows(tiny, monkeypatch):
     """In the second of two updates; what is logged is from before the fit."""
-    monkeypatch.setattr(Policy, "compiled", False)
     agent = Agent(tiny(reuse=2))
     agent.start()
     batches, prepare = [], agent.learner._prepare
@@ -342,8 +342,8 @@ def updated(agent, trajectories, updates):
     return rows, agent.policy.network.theta().numpy()
 
 
-def test_rows_beyond_max_staleness_are_as_if_they_were_masked(tiny, monkeypatch):
-    monkeypatch.setattr(Policy, "compiled", False)
+@pytest.mark.usefixtures("uncompiled")
+def test_rows_beyond_max_staleness_are_as_if_they_were_masked(tiny):
     results = []
     for masked in (False, True):
         agent = Agent(tiny(behavior_lag=2, max_staleness=2, normalize_obs=False, scale_reward=False))
@@ -362,10 +362,10 @@ def test_rows_beyond_max_staleness_are_as_if_they_were_masked(tiny, monkeypatch)
     np.testing.assert_array_equal(theta, results[1][1])
 
 
-def test_uncorrected_rows_count_as_those_of_the_current_policy(tiny, monkeypatch):
+@pytest.mark.usefixtures("uncompiled")
+def test_uncorrected_rows_count_as_those_of_the_current_policy(tiny):
     """As an update on fresh data whose behavior log-probabilities are those of the learner's policy, with the step that
     a lag of 1 leaves."""
-    monkeypatch.setattr(Policy, "compiled", False)
     agent = Agent(tiny(behavior_lag=1, correct_stale=False))
     agent.start()
     trajectory, _ = agent.behavior.collect(0)
@@ -385,9 +385,9 @@ def test_uncorrected_rows_count_as_those_of_the_current_policy(tiny, monkeypatch
     assert np.abs(found - expected).max() > 1e-3
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_an_update_with_optimal_weights_by_hand(tiny, monkeypatch):
     """Weights, values, step length and advantage statistics of the third update; the normaliser has each row once."""
-    monkeypatch.setattr(Policy, "compiled", False)
     settings = {"gamma": 0.9, "max_kl": 1.0, "max_step": 0.05, "vtrace_rho": 1.0, "min_effective_sample_size": 0.0}
     agent = Agent(tiny(reuse=2, reuse_weights="optimal", **settings))
     agent.start()
@@ -456,9 +456,9 @@ def test_an_update_with_optimal_weights_by_hand(tiny, monkeypatch):
 
 
 @pytest.mark.slow
-def test_with_a_memory_the_ratio_is_that_of_the_unrolled_policy(tiny, monkeypatch):
+@pytest.mark.usefixtures("uncompiled")
+def test_with_a_memory_the_ratio_is_that_of_the_unrolled_policy(tiny):
     """Not corrected, pi is its own behavior policy, so the ratio is 1 before the step, in sequences too."""
-    monkeypatch.setattr(Policy, "compiled", False)
     settings = {"env": "Pendulum-v1", "network": "gru", "sequence_length": 4, "fisher_chunk": 20}
     agent = Agent(tiny(reuse=2, correct_stale=False, **settings))
     agent.start()

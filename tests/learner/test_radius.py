@@ -8,7 +8,6 @@ from tests.learner.mdp import family, softmax
 from trpo_tf.config import Config, UsageError
 from trpo_tf.learner import radius, trust_region
 from trpo_tf.learner.trpo import policy_step
-from trpo_tf.policy.policy import Policy
 from trpo_tf.trainer import Agent
 from trpo_tf.types import Batch
 
@@ -59,13 +58,13 @@ def test_without_evidence_the_radius_goes_back_to_the_start():
 
 def test_noise_does_not_shrink_the_radius():
     """Gains and promises of mean 0 once took it to nothing."""
-    rng, smallest = np.random.default_rng(0), []
+    rng, smallest, adapted = np.random.default_rng(0), [], tf.function(radius.adapted)
     for _ in range(10):
         kl, sums, squares = tf.constant(0.01, tf.float64), np.zeros(2), np.zeros([2, 2])
         path = []
         for new in rng.normal(size=[300, 2]):
             sums, squares = 0.9 * sums + new, 0.9**2 * squares + np.outer(new, new)
-            kl = radius.adapted(kl, 0.01, tf.constant(sums), tf.constant(squares), kl, 1e-4, 0.1)
+            kl = adapted(kl, 0.01, tf.constant(sums), tf.constant(squares), kl, 1e-4, 0.1)
             path.append(float(kl))
         smallest.append(min(path))
         assert np.median(path) == pytest.approx(0.01, rel=0.2)
@@ -151,9 +150,9 @@ def test_a_fixed_radius_keeps_nothing():
     assert float(state.growth()) == 1.0
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_what_a_step_gained_is_measured_on_the_rows_after_it(tiny, monkeypatch):
     """Minus the surrogate of the policy before, with the advantages of the policy now, over the newest rows only."""
-    monkeypatch.setattr(Policy, "compiled", False)
     agent = Agent(tiny(radius="adaptive", reuse=2, min_effective_sample_size=0.0))
     agent.start()
     thetas, batches, step = [], [], agent.learner._policy_step
@@ -225,8 +224,8 @@ def test_the_promise_is_that_of_two_halves_by_dense_algebra():
     np.testing.assert_allclose(metrics["policy/unbiased_improvement"], expected, rtol=1e-6)
 
 
-def test_the_price_follows_the_divergence(tiny, monkeypatch):
-    monkeypatch.setattr(Policy, "compiled", False)
+@pytest.mark.usefixtures("uncompiled")
+def test_the_price_follows_the_divergence(tiny):
     agent = Agent(tiny(objective="penalty", max_kl=0.02))
     agent.start()
     rows = [agent.step()[0] for _ in range(12)]
@@ -238,8 +237,8 @@ def test_the_price_follows_the_divergence(tiny, monkeypatch):
     assert all(row["policy/improvement"] > 0 for row in rows if row["policy/reason"] == "accepted")
 
 
-def test_radius_and_price_are_in_the_checkpoint(tiny, monkeypatch):
-    monkeypatch.setattr(Policy, "compiled", False)
+@pytest.mark.usefixtures("uncompiled")
+def test_radius_and_price_are_in_the_checkpoint(tiny):
     first, other = (Agent(tiny(radius="adaptive", objective="penalty", reuse=2)) for _ in range(2))
     first.start()
     for _ in range(3):
@@ -253,8 +252,8 @@ def test_radius_and_price_are_in_the_checkpoint(tiny, monkeypatch):
         np.testing.assert_array_equal(variable, variables[variable.name])
 
 
-def test_the_price_does_not_fall_while_max_step_makes_steps_short(tiny, monkeypatch):
-    monkeypatch.setattr(Policy, "compiled", False)
+@pytest.mark.usefixtures("uncompiled")
+def test_the_price_does_not_fall_while_max_step_makes_steps_short(tiny):
     agent = Agent(tiny(objective="penalty", max_step=1e-6))
     agent.start()
     rows = [agent.step()[0] for _ in range(3)]
@@ -268,9 +267,9 @@ def test_the_start_of_an_adaptive_radius_is_within_its_bounds():
         Config(env="x", radius="adaptive", max_kl=0.2)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_an_environment_is_in_one_half_in_every_batch_of_a_mixture(tiny, monkeypatch):
     """Of 3 environments, column 0 of the newest batch and 3 of the older one are the same."""
-    monkeypatch.setattr(Policy, "compiled", False)
     agent, halves = Agent(tiny(num_envs=3, reuse=2, radius="adaptive")), []
 
     def step(*args):

@@ -11,7 +11,6 @@ import tensorflow as tf
 from trpo_tf.config import Config
 from trpo_tf.learner import advantages, trpo
 from trpo_tf.policy import distributions
-from trpo_tf.policy.policy import Policy
 from trpo_tf.trainer import Agent
 from trpo_tf.types import Batch
 
@@ -230,6 +229,7 @@ def test_other_networks_and_distributions_are_compiled_too(tiny, settings):
     agent.collector.close()
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_value_fit_that_fails_ends_the_next_update(tiny):
     agent = Agent(tiny())
     agent.start()
@@ -268,6 +268,7 @@ def test_fisher_products_use_the_share_of_rows_asked_for():
     assert trpo._fisher_count(77, 1.0) == 77
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_large_batches_have_smaller_fisher_products(tiny, monkeypatch):
     given, step = [], trpo.policy_step
     monkeypatch.setattr(trpo, "policy_step", lambda *args: given.append(args[4]) or step(*args))
@@ -278,6 +279,7 @@ def test_large_batches_have_smaller_fisher_products(tiny, monkeypatch):
     assert given[0].shape == [4096]
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_an_update_with_nothing_valid_leaves_both_networks_to_the_bit(tiny):
     agent = Agent(tiny())
     agent.start()
@@ -291,6 +293,7 @@ def test_an_update_with_nothing_valid_leaves_both_networks_to_the_bit(tiny):
 
 
 @pytest.mark.parametrize("scale_reward", [True, False])
+@pytest.mark.usefixtures("uncompiled")
 def test_max_step_counts_natural_gradients_of_the_return_in_its_deviations(tiny, scale_reward):
     config = tiny(max_step=1e-5, gamma=0.9, scale_reward=scale_reward)
     agent = Agent(config)
@@ -326,8 +329,8 @@ def test_max_step_counts_natural_gradients_of_the_return_in_its_deviations(tiny,
         pytest.param("CartPole-v1", {"network": "lstm", "sequence_length": 4}, marks=pytest.mark.slow),
     ],
 )
-def test_chunks_change_nothing_but_rounding(tiny, env, settings, monkeypatch):
-    monkeypatch.setattr(Policy, "compiled", False)  # four learners take XLA a minute
+@pytest.mark.usefixtures("uncompiled")
+def test_chunks_change_nothing_but_rounding(tiny, env, settings):
 
     def run(chunk):
         agent = Agent(tiny(env=env, steps_per_update=60, fisher_chunk=chunk, **settings))

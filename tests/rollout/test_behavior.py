@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 
 from trpo_tf.config import UsageError
-from trpo_tf.policy.policy import Policy
 from trpo_tf.rollout.collector import Collector, EnvironmentFailure
 from trpo_tf.trainer import Agent
 
 
 @pytest.fixture
-def started(tiny, monkeypatch):
+def started(tiny, uncompiled):
     """Makes an agent whose environments are there, without what XLA takes to compile."""
-    monkeypatch.setattr(Policy, "compiled", False)
 
     def make(**changes):
         agent = Agent(tiny(**changes))
