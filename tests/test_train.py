@@ -207,7 +207,7 @@ def test_sigterm_exits_42_and_a_second_signal_leaves_at_once(tmp_path):
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 120
         progress = tmp_path / name / "progress.csv"
-        while time.monotonic() < deadline and not (progress.exists() and read_csv(progress)):
+        while time.monotonic() < deadline and not (progress.exists() and len(read_csv(progress)) > 1):
             time.sleep(0.1)
         return process
 
