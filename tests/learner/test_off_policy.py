@@ -256,7 +256,7 @@ def test_the_newest_trajectories_stand_side_by_side_and_the_places_of_others_are
 
 
 def test_a_single_trajectory_is_passed_through():
-    trajectory = made(1)._replace(values=np.zeros((4, 2)))
+    trajectory = made(1)._replace(advantage=np.zeros((3, 2)), targets=np.zeros((3, 2)))
     tf.nest.map_structure(np.testing.assert_array_equal, off_policy.Replay(1).add(made(1)), trajectory)
     assert not off_policy.Replay(1).arrays()
 
@@ -265,11 +265,12 @@ def test_what_is_kept_goes_through_arrays():
     replay, other = off_policy.Replay(3), off_policy.Replay(3)
     for value in (1, 2, 3, 4):
         replay.add(made(value))
-        replay.keep_values(np.full((4, 2), value, np.float32))
+        replay.settle(np.full((3, 2), value, np.float32), np.full((3, 2), -value, np.float32))
     other.restore(replay.arrays() | {"collector/obs/x": np.zeros(3)})
     found = replay.add(made(5))
     tf.nest.map_structure(np.testing.assert_array_equal, found, other.add(made(5)))
-    assert found.values[3].tolist() == [0, 0, 4, 4, 3, 3]
+    assert found.advantage[2].tolist() == [0, 0, 4, 4, 3, 3]
+    assert found.targets[2].tolist() == [0, 0, -4, -4, -3, -3]
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -385,74 +386,82 @@ def test_uncorrected_rows_count_as_those_of_the_current_policy(tiny):
     assert np.abs(found - expected).max() > 1e-3
 
 
+@pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.usefixtures("uncompiled")
-def test_an_update_with_optimal_weights_by_hand(tiny, monkeypatch):
-    """Weights, values, step length and advantage statistics of the third update; the normaliser has each row once."""
+def test_an_update_with_optimal_weights_by_hand(tiny, monkeypatch, lag):
+    """Weights, advantages, targets and step length of the fourth update; the normaliser has each row once."""
     settings = {"gamma": 0.9, "max_kl": 1.0, "max_step": 0.05, "vtrace_rho": 1.0, "min_effective_sample_size": 0.0}
-    agent = Agent(tiny(reuse=2, reuse_weights="optimal", **settings))
+    agent = Agent(tiny(reuse=2, reuse_weights="optimal", behavior_lag=lag, **settings))
     agent.start()
-    masks, batches, values = [], [], []
-    collect, prepare = agent.behavior.collect, agent.learner._prepare
+    masks, batches, signals = [], [], []
+    collect, prepare, scaler = agent.behavior.collect, agent.learner._prepare, agent.learner.reward_scaler
 
     def collected(update):
         trajectory, episodes = collect(update)
         masks.append(trajectory.mask)
         return trajectory, episodes
 
+    def ratio_and_trace_mean(trajectory, params):
+        """pi / mu of each row [T, B], and the mean of the traces there from KL(mu || pi), which is the third."""
+        logp = agent.policy.family.log_prob(params, trajectory.action.numpy().reshape(-1, 1)).numpy()
+        logits = (np.asarray(x, np.float64) for x in (flat(trajectory.behavior_params), params))
+        mu, pi = (np.exp(x) / np.exp(x).sum(1)[:, None] for x in logits)
+        apart = (mu * (np.log(mu) - np.log(pi))).sum(1)
+        mean = np.maximum([math.erfc(math.sqrt(max(x, 0)) / 2) for x in apart], 0.75)
+        shape = trajectory.mask.shape
+        ratio = np.exp(logp.reshape(shape) - trajectory.behavior_logp.numpy())
+        return ratio, mean.reshape(shape).astype(np.float32), apart
+
+    def flat(x):
+        return np.reshape(x, [-1, *x.shape[2:]])
+
     def prepared(trajectory):
         found = prepare(trajectory)
-        obs = {name: tf.reshape(x, [-1, *x.shape[2:]]) for name, x in trajectory.obs.items()}
-        now = agent.policy.values(agent.policy.preprocess(obs)).numpy().reshape(-1, 3 * 4)
-        values.append(now * agent.learner.reward_scaler.scale())
-        batches.append((trajectory, found[0], agent.policy.network.theta()))
+        features = agent.policy.preprocess({name: flat(x) for name, x in trajectory.obs.items()})
+        values = agent.policy.values(features).numpy().reshape(-1, 3 * 4)[:, :4]
+        params = agent.policy.params(agent.policy.network.theta(), found[0].obs)
+        ratio, mean, _ = ratio_and_trace_mean(trajectory, params)
+        rows = (x[:, :4] for x in (ratio, trajectory.terminated, trajectory.truncated, trajectory.mask))
+        of_new = off_policy.vtrace(scaler(trajectory.reward)[:, :4], values, *rows, 0.9, 0.95, 1.0, 1.0, mean[:, :4])
+        signals.append([x.numpy() * scaler.scale().numpy() for x in of_new])
+        batches.append((trajectory, found[0], params))
         return found
 
     monkeypatch.setattr(agent.behavior, "collect", collected)
     monkeypatch.setattr(agent.learner, "_prepare", prepared)
-    for _ in range(3):
+    for _ in range(4):
         row, _ = agent.step()
     agent.learner.wait()
     agent.behavior.close()
-    trajectory, batch, theta = batches[-1]
+    trajectory, batch, params = batches[-1]
     weights = off_policy.reuse_weights(2, optimal=True)
-    expected = np.concatenate([w * mask for w, mask in zip(weights, masks[::-1], strict=True)], 1).ravel()
+    newest = masks[-len(weights) :][::-1]
+    expected = np.concatenate([w * mask for w, mask in zip(weights, newest, strict=True)], 1).ravel()
     given = batch.mask.numpy()
     np.testing.assert_allclose(given / given.sum(), expected / expected.sum(), rtol=1e-5)
-    assert float(agent.policy.normalizer.moments.count) == sum(mask.sum() for mask in masks)
-    params = agent.policy.params(theta, batch.obs)
-    ratio = np.exp(agent.policy.family.log_prob(params, batch.action).numpy() - batch.behavior_logp.numpy())
-    assert row["stale/max_ratio"] > 1.05 > 1.0001 > ratio.max(), "truncated at rho"
-    trusted = given * np.minimum(ratio, 1.0)
-    assert np.ptp(trusted[given > 0] / given[given > 0]) > 0.05, "else this measures nothing"
-    mean, square = (np.average(batch.advantage.numpy() ** power, weights=trusted) for power in (1, 2))
-    np.testing.assert_allclose([mean, square], [0, 1], atol=1e-4)
-    scaler, shape = agent.learner.reward_scaler, trajectory.mask.shape
-    before = np.concatenate([values[2 - age][:, :4] for age in range(3)], 1)  # by the network that had not seen them
-    np.testing.assert_allclose(trajectory.values[:, 4:], before[:, 4:], rtol=1e-4, atol=1e-5)
-    assert np.abs(before - values[2])[:, 4:].mean() > 0.01, "else this measures nothing"
-    logp = agent.policy.family.log_prob(params, batch.action).numpy().reshape(shape)
-    found = np.exp(logp - trajectory.behavior_logp)
-    args = found, trajectory.terminated, trajectory.truncated, trajectory.mask
-    mu, pi = (np.exp(x) / np.exp(x).sum(1)[:, None] for x in (batch.behavior_params.numpy(), params.numpy()))
-    apart = (mu.astype(np.float64) * (np.log(mu) - np.log(pi))).sum(1)  # KL(mu || pi)
+    assert float(agent.policy.normalizer.moments.count) == sum(mask.sum() for mask in masks[:4])
+    ratio, _, apart = ratio_and_trace_mean(trajectory, params)
+    assert row["stale/max_ratio"] > 1.05
     np.testing.assert_allclose(row["stale/kl_behavior_old"], np.average(apart, weights=given), rtol=1e-3)
-    kept = np.maximum([math.erfc(math.sqrt(max(x, 0)) / 2) for x in apart], 0.75).reshape(shape).astype(np.float32)
-    assert np.ptp(kept[:, 4:]) > 0.01, "else this measures nothing"
-    (advantage, _), (_, targets) = (
-        off_policy.vtrace(scaler(trajectory.reward), x / scaler.scale(), *args, 0.9, 0.95, 1.0, 1.0, kept)
-        for x in (before, values[2])
-    )
-    advantage = advantage.numpy().ravel()[given > 0]
-    advantage = advantage - np.average(advantage, weights=trusted[given > 0])
-    spread = np.average(advantage**2, weights=trusted[given > 0])
-    np.testing.assert_allclose(batch.advantage[given > 0], advantage / np.sqrt(spread), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(batch.returns[given > 0], targets.numpy().ravel()[given > 0], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(batch.values, before[:-1].ravel() / scaler.scale(), rtol=1e-4, atol=1e-5)
-    share = off_policy.radius_share(weights)
+    before_step = np.exp(agent.policy.family.log_prob(params, batch.action).numpy() - batch.behavior_logp.numpy())
+    np.testing.assert_allclose(before_step[given > 0], np.minimum(ratio.ravel(), 1.0)[given > 0], rtol=1e-4)
+    trusted = given * np.minimum(ratio.ravel(), 1.0)
+    assert np.ptp(trusted[given > 0] / given[given > 0]) > 0.05, "else this measures nothing"
+    advantage, targets = (np.stack(x[-3:][::-1], 1) / scaler.scale().numpy() for x in zip(*signals, strict=True))
+    np.testing.assert_allclose(batch.returns[given > 0], targets.ravel()[given > 0], rtol=1e-4, atol=1e-4)
+    trusted = trusted.reshape(advantage.shape)
+    means = np.average(advantage, axis=(0, 2), weights=trusted)
+    assert np.ptp(means) > 0.01, "else this measures nothing"
+    advantage -= means[:, None]
+    spread = np.average(advantage**2, weights=trusted)
+    expected = (advantage / np.sqrt(spread)).ravel()[given > 0]
+    np.testing.assert_allclose(batch.advantage[given > 0], expected, rtol=1e-3, atol=1e-4)
+    share = off_policy.radius_share(weights, lag)
     np.testing.assert_allclose(row["policy/step_size"], 0.05 * row["policy/advantage_std"] / 0.1 * share, rtol=1e-5)
-    shares = [row[f"stale/share_of_staleness_{k}"] for k in range(3)]
-    blocks = [w * mask.sum() for w, mask in zip(weights, masks[::-1], strict=True)]
-    np.testing.assert_allclose(shares, np.array(blocks) / sum(blocks), rtol=1e-5)
+    shares = [row[f"stale/share_of_staleness_{k}"] for k in range(3 + lag)]
+    staleness = trajectory.policy_version.numpy().ravel()
+    np.testing.assert_allclose(shares, [given[staleness == k].sum() / given.sum() for k in range(3 + lag)], atol=1e-5)
+    assert [x > 0 for x in shares] == [False] * lag + [True] * 3
 
 
 @pytest.mark.slow
