@@ -23,8 +23,10 @@ class Trajectory(NamedTuple):
     mask: Any  # [T, B] float, 1 where the row is a transition
     behavior_params: Any = ()  # [T, B, K], the distribution that it was drawn from
     policy_version: Any = ()  # [T, B] int32, the updates that its policy had behind it
-    advantage: Any = ()  # [T, B], in units of the reward: of rows that were learned from before, as it was then
-    targets: Any = ()  # [T, B], likewise, of the value network
+    # Of rows that were learned from before, as it was when they were new, [T, B]:
+    advantage: Any = ()  # in units of the reward
+    ratio: Any = ()  # pi / mu
+    kl: Any = ()  # KL(mu || pi)
 
 
 def pack(trajectory: Trajectory, prefix: str) -> dict[str, np.ndarray]:
@@ -51,7 +53,7 @@ class Batch(NamedTuple):
     behavior_logp: Any  # [N]
     advantage: Any  # [N]
     returns: Any  # [N], targets of the value network
-    values: Any  # [N], its predictions for the newest rows before it was fitted to them
+    values: Any  # [N], its predictions before it was fitted to them
     mask: Any  # [N], 1 or 0; where older data is learned from, the weight of the row
     fresh: Any = ()  # [N], its newest rows, as a mask
     behavior_params: Any = ()  # [N, K]

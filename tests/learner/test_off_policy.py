@@ -256,7 +256,7 @@ def test_the_newest_trajectories_stand_side_by_side_and_the_places_of_others_are
 
 
 def test_a_single_trajectory_is_passed_through():
-    trajectory = made(1)._replace(advantage=np.zeros((3, 2)), targets=np.zeros((3, 2)))
+    trajectory = made(1)._replace(advantage=np.zeros((3, 2)), ratio=np.zeros((3, 2)), kl=np.zeros((3, 2)))
     tf.nest.map_structure(np.testing.assert_array_equal, off_policy.Replay(1).add(made(1)), trajectory)
     assert not off_policy.Replay(1).arrays()
 
@@ -265,12 +265,16 @@ def test_what_is_kept_goes_through_arrays():
     replay, other = off_policy.Replay(3), off_policy.Replay(3)
     for value in (1, 2, 3, 4):
         replay.add(made(value))
-        replay.settle(np.full((3, 2), value, np.float32), np.full((3, 2), -value, np.float32))
+        found = {
+            name: np.full((3, 2), k * value, np.float32) for k, name in ((1, "advantage"), (1, "ratio"), (2, "kl"))
+        }
+        replay.settle(**found)
     other.restore(replay.arrays() | {"collector/obs/x": np.zeros(3)})
     found = replay.add(made(5))
     tf.nest.map_structure(np.testing.assert_array_equal, found, other.add(made(5)))
     assert found.advantage[2].tolist() == [0, 0, 4, 4, 3, 3]
-    assert found.targets[2].tolist() == [0, 0, -4, -4, -3, -3]
+    assert found.ratio[2].tolist() == [0, 0, 4, 4, 3, 3]
+    assert found.kl[2].tolist() == [0, 0, 8, 8, 6, 6]
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -393,7 +397,7 @@ def test_an_update_with_optimal_weights_by_hand(tiny, monkeypatch, lag):
     settings = {"gamma": 0.9, "max_kl": 1.0, "max_step": 0.05, "vtrace_rho": 1.0, "min_effective_sample_size": 0.0}
     agent = Agent(tiny(reuse=2, reuse_weights="optimal", behavior_lag=lag, **settings))
     agent.start()
-    masks, batches, signals = [], [], []
+    masks, batches, signals, firsts = [], [], [], []
     collect, prepare, scaler = agent.behavior.collect, agent.learner._prepare, agent.learner.reward_scaler
 
     def collected(update):
@@ -418,12 +422,15 @@ def test_an_update_with_optimal_weights_by_hand(tiny, monkeypatch, lag):
     def prepared(trajectory):
         found = prepare(trajectory)
         features = agent.policy.preprocess({name: flat(x) for name, x in trajectory.obs.items()})
-        values = agent.policy.values(features).numpy().reshape(-1, 3 * 4)[:, :4]
+        values = agent.policy.values(features).numpy().reshape(-1, 3 * 4)
         params = agent.policy.params(agent.policy.network.theta(), found[0].obs)
         ratio, mean, _ = ratio_and_trace_mean(trajectory, params)
-        rows = (x[:, :4] for x in (ratio, trajectory.terminated, trajectory.truncated, trajectory.mask))
-        of_new = off_policy.vtrace(scaler(trajectory.reward)[:, :4], values, *rows, 0.9, 0.95, 1.0, 1.0, mean[:, :4])
-        signals.append([x.numpy() * scaler.scale().numpy() for x in of_new])
+        firsts.append((ratio[:, :4], mean[:, :4]))
+        firsts.extend([firsts[0]] * (3 - len(firsts)))  # masked places of the first updates
+        ratio, mean = (np.concatenate(x[-3:][::-1], 1) for x in zip(*firsts, strict=True))
+        flags = trajectory.terminated, trajectory.truncated, trajectory.mask
+        found_by_hand = off_policy.vtrace(scaler(trajectory.reward), values, ratio, *flags, 0.9, 0.95, 1.0, 1.0, mean)
+        signals.append([x.numpy() * scaler.scale().numpy() for x in found_by_hand])
         batches.append((trajectory, found[0], params))
         return found
 
@@ -447,7 +454,8 @@ def test_an_update_with_optimal_weights_by_hand(tiny, monkeypatch, lag):
     np.testing.assert_allclose(before_step[given > 0], np.minimum(ratio.ravel(), 1.0)[given > 0], rtol=1e-4)
     trusted = given * np.minimum(ratio.ravel(), 1.0)
     assert np.ptp(trusted[given > 0] / given[given > 0]) > 0.05, "else this measures nothing"
-    advantage, targets = (np.stack(x[-3:][::-1], 1) / scaler.scale().numpy() for x in zip(*signals, strict=True))
+    advantage = np.stack([found[:, :4] for found, _ in signals[-3:][::-1]], 1) / scaler.scale().numpy()
+    targets = signals[-1][1] / scaler.scale().numpy()
     np.testing.assert_allclose(batch.returns[given > 0], targets.ravel()[given > 0], rtol=1e-4, atol=1e-4)
     trusted = trusted.reshape(advantage.shape)
     means = np.average(advantage, axis=(0, 2), weights=trusted)

@@ -168,9 +168,9 @@ class Replay:
         self._kept: collections.deque[Trajectory] = collections.deque(maxlen=count)
 
     def add(self, trajectory: Trajectory) -> Trajectory:
-        """Keeps one, and returns all. Arrays of NumPy; advantage and targets of the one are 0 until `settle`."""
+        """Keeps one, and returns all. Arrays of NumPy; what `settle` puts into the one is 0 until then."""
         nothing = np.zeros(trajectory.reward.shape, np.float32)
-        trajectory = trajectory._replace(advantage=nothing, targets=nothing)
+        trajectory = trajectory._replace(advantage=nothing, ratio=nothing, kl=nothing)
         self._kept.appendleft(trajectory)
         empty = trajectory._replace(mask=np.zeros_like(trajectory.mask))
         parts = [*self._kept, *[empty] * (self._kept.maxlen - len(self._kept))]
@@ -178,9 +178,9 @@ class Replay:
             return trajectory
         return tf.nest.map_structure(lambda *x: np.concatenate(x, axis=1), *parts)
 
-    def settle(self, advantage: np.ndarray, targets: np.ndarray) -> None:
+    def settle(self, **found: np.ndarray) -> None:
         """Puts what was found for the newest trajectory [T, B] into it, for the updates that use it again."""
-        self._kept[0] = self._kept[0]._replace(advantage=advantage, targets=targets)
+        self._kept[0] = self._kept[0]._replace(**found)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What the next `add` will need, by name."""

@@ -215,12 +215,12 @@ class TRPO(tf.Module):
             trajectory = self.replay.add(trajectory)
             trajectory = trajectory._replace(policy_version=np.int32(update) - trajectory.policy_version)
         else:
-            trajectory = trajectory._replace(behavior_params=(), policy_version=(), advantage=(), targets=())
+            trajectory = trajectory._replace(behavior_params=(), policy_version=(), advantage=(), ratio=(), kl=())
         obs = {name: _shared(x) for name, x in trajectory.obs.items()}
         trajectory = Trajectory(obs, *tf.nest.map_structure(tf.convert_to_tensor, trajectory[1:]))
         batch, value_features, constants, advantage_std, found, stale = self._prepare(trajectory)
         if config.off_policy:
-            self.replay.settle(*(x.numpy() for x in found))
+            self.replay.settle(**{name: x.numpy() for name, x in found.items()})
         if constants is not None:
             batch = batch._replace(obs={name: self._rows(x) for name, x in obs.items()})
         seed = tf.constant([self._seed, update], tf.int32)
@@ -246,8 +246,8 @@ class TRPO(tf.Module):
 
     def _prepare(self, trajectory: Trajectory):
         """Trajectory [T, B, ...] to Batch [N, ...], what a value network on a shared torso takes (else None), the
-        normaliser's constants, the standard deviation of the advantages in those of the discounted return, advantages
-        and targets of the new rows in units of the reward, and how far rows of older policies are from this one's. The
+        normaliser's constants, the standard deviation of the advantages in those of the discounted return, what is
+        kept of the new rows for when they are used again, and how far rows of older policies are from this one's. The
         trajectory's `policy_version` is its staleness here.
 
         The batch's obs are features, and the constants None; with fisher_chunk, where all features at once might not
@@ -260,30 +260,28 @@ class TRPO(tf.Module):
         else:
             obs = policy.preprocess(obs)
 
-        def by_chunks(function, obs):
-            rows = next(iter(obs.values())).shape[0]
+        def by_chunks(function):
+            rows = (time + 1) * envs
             return chunks.apply(lambda obs: function(self._features(obs, constants)), obs, rows, config.fisher_chunk)
 
         # A sequence of one row each, for which the states are there: as the actor went through them.
-        value_features, new = None, slice(config.num_envs)
+        value_features = None
         if policy.shared:
-            value_features = {"vector": by_chunks(lambda features: policy.value_features(features)["vector"], obs)}
-            values = tf.reshape(policy.values(value_features), [time + 1, envs])[:, new]
+            value_features = {"vector": by_chunks(lambda features: policy.value_features(features)["vector"])}
+            values = policy.values(value_features)
             value_features = {"vector": self._by_sequence(value_features["vector"])}
         else:
-            newest = obs
-            if envs > config.num_envs:
-                newest = {k: _flat(tf.reshape(x, [time + 1, envs, *x.shape[1:]])[:, new]) for k, x in obs.items()}
-            values = tf.reshape(by_chunks(policy.values, newest), [time + 1, config.num_envs])
-        ended = trajectory.terminated | trajectory.truncated
+            values = by_chunks(policy.values)
+        values = tf.reshape(values, [time + 1, envs])
+        ended, new = trajectory.terminated | trajectory.truncated, slice(config.num_envs)
         self.reward_scaler.merge(trajectory.reward[:, new], ended[:, new], trajectory.mask[:, new])
         trajectory = trajectory._replace(reward=self.reward_scaler(trajectory.reward))
-        found, stale, scale = (), {}, self.reward_scaler.scale()
+        found, stale, scale = {}, {}, self.reward_scaler.scale()
         if config.off_policy:
             params = self._params_of_now(obs, constants)
-            trajectory, standardized, advantage_std, stale = self._correct(trajectory, values, params)
-            targets = trajectory.targets
-            found = trajectory.advantage[:, new] * scale, targets[:, new] * scale
+            trajectory, targets, standardized, advantage_std, stale = self._correct(trajectory, values, params)
+            kept = {"advantage": trajectory.advantage * scale, "ratio": trajectory.ratio, "kl": trajectory.kl}
+            found = {name: x[:, new] for name, x in kept.items()}
         else:
             flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
             advantage = advantages.generalized_advantage(
@@ -298,7 +296,7 @@ class TRPO(tf.Module):
             behavior_logp=self._rows(trajectory.behavior_logp),
             advantage=self._rows(standardized),
             returns=self._rows(targets),
-            values=self._rows(tf.pad(values[:-1], [[0, 0], [0, envs - config.num_envs]])),
+            values=self._rows(values[:-1]),
             mask=self._rows(trajectory.mask),
             fresh=self._rows(trajectory.mask * (np.arange(envs) < config.num_envs)),
             behavior_params=self._rows(trajectory.behavior_params) if config.off_policy else (),
@@ -320,22 +318,22 @@ class TRPO(tf.Module):
     def _correct(self, trajectory: Trajectory, values, params):
         """What rows of older policies are worth to the one of now, whose distributions for them are params [N, K].
 
-        Advantages and targets are found once, when a row is new. Later, the policy has moved by what the row's own
-        noise said, and the value network has been fitted to it: corrected by that ratio, and against those values,
-        the noise would count as a gain.
+        Advantages are found once, when a row is new, and so are the ratios of its traces. Later, the policy has moved
+        by what the row's own noise said, and the value network has been fitted to it: corrected by that ratio, or
+        against those values, the noise would count as a gain.
 
         Args:
-          values: [T+1, num_envs], of the new rows.
+          values: [T+1, B].
 
         Returns:
-          the trajectory, its mask the rows' weights, its advantage and targets filled in, standardised advantages,
-          their std, and metrics.
+          the trajectory, its mask the rows' weights, its advantage, ratio and kl filled in, targets, standardised
+          advantages, their std, and metrics.
         """
-        config, family, staleness, new = (
+        config, family, staleness, old = (
             self._config,
             self.policy.family,
             trajectory.policy_version,
-            slice(self._config.num_envs),
+            self._config.num_envs,
         )
         weights = trajectory.mask * self._column_weights * tf.cast(staleness <= config.max_staleness, tf.float32)
         logp = tf.reshape(family.log_prob(params, _flat(trajectory.action)), weights.shape)
@@ -344,16 +342,17 @@ class TRPO(tf.Module):
         count, rho, scale = self._columns // config.num_envs, config.vtrace_rho, self.reward_scaler.scale()
         kl = family.kl(*(tf.cast(x, tf.float64) for x in (_flat(trajectory.behavior_params), params)))
         kl = tf.where(trajectory.mask > 0, tf.reshape(kl, weights.shape), 0.0)
+
+        def when_new(now, before):
+            return tf.concat([tf.cast(now[:, :old], tf.float32), before[:, old:]], 1)
+
+        ratio_then, kl_then = when_new(ratio, trajectory.ratio), when_new(kl, trajectory.kl)
         limits = (config.gamma, config.gae_lambda, rho, config.vtrace_c)
         if config.correct_stale:
-            limits += (tf.cast(off_policy.trace_mean(kl[:, new], config.vtrace_c), ratio.dtype),)
-        rows = (trajectory.terminated, trajectory.truncated, trajectory.mask)
-        rows = (x[:, new] for x in (ratio, *rows))
-        of_new = off_policy.vtrace(trajectory.reward[:, new], values, *rows, *limits)
-        before = trajectory.advantage, trajectory.targets
-        advantage, targets = (
-            tf.concat([x, y[:, config.num_envs :] / scale], 1) for x, y in zip(of_new, before, strict=True)
-        )
+            limits += (off_policy.trace_mean(kl_then, config.vtrace_c),)
+        flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
+        advantage, targets = off_policy.vtrace(trajectory.reward, values, ratio_then, *flags, *limits)
+        advantage = when_new(advantage, trajectory.advantage / scale)
         # The mean of each batch is its own: old ones have the policy's gains since, which are no reason to repeat them.
         trusted = weights * tf.minimum(ratio, rho)
         batches = zip(*(tf.split(x, count, 1) for x in (advantage, trusted)), strict=True)
@@ -364,9 +363,9 @@ class TRPO(tf.Module):
         if config.correct_stale:  # such that ratios in the surrogate are at most rho before the step
             behavior_logp = tf.maximum(trajectory.behavior_logp, logp - np.float32(np.log(rho)))
         trajectory = trajectory._replace(
-            mask=weights, behavior_logp=behavior_logp, advantage=advantage, targets=targets
+            mask=weights, behavior_logp=behavior_logp, advantage=advantage, ratio=ratio_then, kl=kl_then
         )
-        return trajectory, standardized, std, off_policy.diagnostics(seen, config.lag + count, rho)
+        return trajectory, targets, standardized, std, off_policy.diagnostics(seen, config.lag + count, rho)
 
     def _rows(self, x):
         """[T, B, ...], or [T+1, B, ...], in the order of a Batch."""
