@@ -329,12 +329,7 @@ class TRPO(tf.Module):
           the trajectory, its mask the rows' weights, its advantage, ratio and kl filled in, targets, standardised
           advantages, their std, and metrics.
         """
-        config, family, staleness, old = (
-            self._config,
-            self.policy.family,
-            trajectory.policy_version,
-            self._config.num_envs,
-        )
+        config, family, staleness = self._config, self.policy.family, trajectory.policy_version
         weights = trajectory.mask * self._column_weights * tf.cast(staleness <= config.max_staleness, tf.float32)
         logp = tf.reshape(family.log_prob(params, _flat(trajectory.action)), weights.shape)
         found = tf.where(trajectory.mask > 0, tf.exp(logp - trajectory.behavior_logp), 1.0)
@@ -344,7 +339,7 @@ class TRPO(tf.Module):
         kl = tf.where(trajectory.mask > 0, tf.reshape(kl, weights.shape), 0.0)
 
         def when_new(now, before):
-            return tf.concat([tf.cast(now[:, :old], tf.float32), before[:, old:]], 1)
+            return tf.concat([tf.cast(now[:, : config.num_envs], tf.float32), before[:, config.num_envs :]], 1)
 
         ratio_then, kl_then = when_new(ratio, trajectory.ratio), when_new(kl, trajectory.kl)
         limits = (config.gamma, config.gae_lambda, rho, config.vtrace_c)
@@ -353,7 +348,7 @@ class TRPO(tf.Module):
         flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
         advantage, targets = off_policy.vtrace(trajectory.reward, values, ratio_then, *flags, *limits)
         advantage = when_new(advantage, trajectory.advantage / scale)
-        # The mean of each batch is its own: old ones have the policy's gains since, which are no reason to repeat them.
+        # Each batch has its own mean: it was found with a V of its own, and no batch is better for that as a whole.
         trusted = weights * tf.minimum(ratio, rho)
         batches = zip(*(tf.split(x, count, 1) for x in (advantage, trusted)), strict=True)
         centered = tf.concat([x - tf.cast(masked_mean(x, w), x.dtype) for x, w in batches], 1)
