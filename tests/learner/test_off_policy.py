@@ -390,86 +390,130 @@ def test_uncorrected_rows_count_as_those_of_the_current_policy(tiny):
     assert np.abs(found - expected).max() > 1e-3
 
 
+def by_hand(given: Trajectory, values, logp, kl, column_weights, scale, config):
+    """`off_policy.correct` in numbers, row by row: weights, advantages, their std, targets, and what is kept."""
+    (time, envs), new, corrected = given.reward.shape, config.num_envs, config.correct_stale
+    weights = given.mask * column_weights * (given.policy_version <= config.max_staleness)
+    ratio = np.exp(logp - given.behavior_logp) if corrected else np.ones((time, envs))
+    advantage, targets, kept = np.zeros((time, envs)), np.zeros((time, envs)), {}
+    kept["ratio"] = np.where(np.arange(envs) < new, np.where(given.mask > 0, ratio, 1.0), given.ratio)
+    kept["kl"] = np.where(np.arange(envs) < new, np.where(given.mask > 0, kl, 0.0), given.kl)
+    for b in range(envs):
+        after = 0.0
+        for t in reversed(range(time)):
+            if not given.mask[t, b]:
+                targets[t, b], after = values[t, b], 0.0
+                continue
+            rho = min(1.0, kept["ratio"][t, b])
+            # 1 - TV(mu, pi) of normal log ratios
+            mean = max(math.erfc(math.sqrt(kept["kl"][t, b]) / 2), 0.75) if corrected else 1.0
+            following = 0.0 if given.terminated[t, b] else values[t + 1, b]
+            ended = given.terminated[t, b] or given.truncated[t, b]
+            delta = given.reward[t, b] + config.gamma * following - values[t, b]
+            decay = 0.0 if ended else config.gamma * config.gae_lambda
+            advantage[t, b] = delta + decay * after
+            after = rho * delta + decay * rho / mean * after
+            targets[t, b] = values[t, b] + after
+    advantage[:, new:] = given.advantage[:, new:] / scale
+    kept["advantage"] = advantage * scale
+    trusted = weights * np.minimum(ratio, 1.0)
+    for first in range(0, envs, new):
+        batch = slice(first, first + new)
+        advantage[:, batch] -= np.average(advantage[:, batch], weights=trusted[:, batch])
+    std = np.sqrt(np.average(advantage**2, weights=trusted))
+    return weights, np.where(trusted > 0, advantage / std, 0.0), std, targets, kept
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_correct_by_hand(tiny, corrected):
+    """Two batches of three environments, the second used before: what was found then is taken for it."""
+    config = tiny(num_envs=3, reuse=2, max_staleness=2, correct_stale=corrected, gamma=0.9, gae_lambda=0.8)
+    rng, shape = np.random.default_rng(11), (7, 6)
+    reward, values, ratio, terminated, truncated, mask = trajectory(12, *shape)
+    logp = rng.normal(size=shape)
+    given = Trajectory(
+        {},
+        None,
+        *(np.float32(x) for x in (logp - np.log(ratio), reward)),
+        terminated,
+        truncated,
+        np.float32(mask),
+        None,
+        np.array([1, 0, 0, 1, 1, 3], np.int32) + np.zeros(shape, np.int32),
+        *(np.float32(x) for x in (rng.normal(size=shape), rng.lognormal(0, 0.3, shape), rng.uniform(0, 0.05, shape))),
+    )
+    arguments = (
+        np.float32(values),
+        np.float32(logp),
+        rng.uniform(0, 0.05, shape),
+        np.float32([1.2] * 3 + [0.8] * 3),
+        3.0,
+    )
+    found = off_policy.correct(given, *arguments, config)
+    weights, advantage, std, targets, kept = by_hand(given, *arguments, config)
+    assert 0 < (weights > 0).sum() < (mask > 0).sum()
+    np.testing.assert_allclose(found.weights, weights, rtol=1e-6)
+    np.testing.assert_allclose(found.advantage, advantage, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.advantage_std, std, rtol=1e-5)
+    np.testing.assert_allclose(found.targets, targets, rtol=1e-4, atol=1e-5)
+    for name, x in kept.items():
+        np.testing.assert_allclose(found.kept[name][mask > 0], x[mask > 0], rtol=1e-4, atol=1e-5)
+    in_surrogate = np.exp(logp - found.behavior_logp)
+    np.testing.assert_allclose(in_surrogate, np.minimum(ratio, 1.0) if corrected else 1.0, rtol=1e-5)
+
+
 @pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.usefixtures("uncompiled")
-def test_an_update_with_optimal_weights_by_hand(tiny, monkeypatch, lag):
-    """Weights, advantages, targets and step length of the fourth update; the normaliser has each row once."""
+def test_the_fourth_update_with_optimal_weights(tiny, monkeypatch, lag):
+    """Its weights, its ratios by the policy of now, what it has from when rows were new, and how far it goes; the
+    normaliser has each row once."""
     settings = {"gamma": 0.9, "max_kl": 1.0, "max_step": 0.05, "vtrace_rho": 1.0, "min_effective_sample_size": 0.0}
     agent = Agent(tiny(reuse=2, reuse_weights="optimal", behavior_lag=lag, **settings))
     agent.start()
-    masks, batches, signals, firsts = [], [], [], []
-    collect, prepare, scaler = agent.behavior.collect, agent.learner._prepare, agent.learner.reward_scaler
-
-    def collected(update):
-        trajectory, episodes = collect(update)
-        masks.append(trajectory.mask)
-        return trajectory, episodes
-
-    def ratio_and_trace_mean(trajectory, params):
-        """pi / mu of each row [T, B], and the mean of the traces there from KL(mu || pi), which is the third."""
-        logp = agent.policy.family.log_prob(params, trajectory.action.numpy().reshape(-1, 1)).numpy()
-        logits = (np.asarray(x, np.float64) for x in (flat(trajectory.behavior_params), params))
-        mu, pi = (np.exp(x) / np.exp(x).sum(1)[:, None] for x in logits)
-        apart = (mu * (np.log(mu) - np.log(pi))).sum(1)
-        mean = np.maximum([math.erfc(math.sqrt(max(x, 0)) / 2) for x in apart], 0.75)
-        shape = trajectory.mask.shape
-        ratio = np.exp(logp.reshape(shape) - trajectory.behavior_logp.numpy())
-        return ratio, mean.reshape(shape).astype(np.float32), apart
-
-    def flat(x):
-        return np.reshape(x, [-1, *x.shape[2:]])
+    given, found, params, prepare = [], [], [], agent.learner._prepare
 
     def prepared(trajectory):
-        found = prepare(trajectory)
-        features = agent.policy.preprocess({name: flat(x) for name, x in trajectory.obs.items()})
-        values = agent.policy.values(features).numpy().reshape(-1, 3 * 4)
-        params = agent.policy.params(agent.policy.network.theta(), found[0].obs)
-        ratio, mean, _ = ratio_and_trace_mean(trajectory, params)
-        firsts.append((ratio[:, :4], mean[:, :4]))
-        firsts.extend([firsts[0]] * (3 - len(firsts)))  # masked places of the first updates
-        ratio, mean = (np.concatenate(x[-3:][::-1], 1) for x in zip(*firsts, strict=True))
-        flags = trajectory.terminated, trajectory.truncated, trajectory.mask
-        found_by_hand = off_policy.vtrace(scaler(trajectory.reward), values, ratio, *flags, 0.9, 0.95, 1.0, 1.0, mean)
-        signals.append([x.numpy() * scaler.scale().numpy() for x in found_by_hand])
-        batches.append((trajectory, found[0], params))
-        return found
+        given.append(tf.nest.map_structure(np.asarray, trajectory))
+        found.append(prepare(trajectory))
+        params.append(agent.policy.params(agent.policy.network.theta(), found[-1][0].obs))
+        return found[-1]
 
-    monkeypatch.setattr(agent.behavior, "collect", collected)
     monkeypatch.setattr(agent.learner, "_prepare", prepared)
     for _ in range(4):
         row, _ = agent.step()
     agent.learner.wait()
     agent.behavior.close()
-    trajectory, batch, params = batches[-1]
-    weights = off_policy.reuse_weights(2, optimal=True)
-    newest = masks[-len(weights) :][::-1]
-    expected = np.concatenate([w * mask for w, mask in zip(weights, newest, strict=True)], 1).ravel()
-    given = batch.mask.numpy()
-    np.testing.assert_allclose(given / given.sum(), expected / expected.sum(), rtol=1e-5)
-    assert float(agent.policy.normalizer.moments.count) == sum(mask.sum() for mask in masks[:4])
-    ratio, _, apart = ratio_and_trace_mean(trajectory, params)
-    assert row["stale/max_ratio"] > 1.05
-    np.testing.assert_allclose(row["stale/kl_behavior_old"], np.average(apart, weights=given), rtol=1e-3)
-    before_step = np.exp(agent.policy.family.log_prob(params, batch.action).numpy() - batch.behavior_logp.numpy())
-    np.testing.assert_allclose(before_step[given > 0], np.minimum(ratio.ravel(), 1.0)[given > 0], rtol=1e-4)
-    trusted = given * np.minimum(ratio.ravel(), 1.0)
-    assert np.ptp(trusted[given > 0] / given[given > 0]) > 0.05, "else this measures nothing"
-    advantage = np.stack([found[:, :4] for found, _ in signals[-3:][::-1]], 1) / scaler.scale().numpy()
-    targets = signals[-1][1] / scaler.scale().numpy()
-    np.testing.assert_allclose(batch.returns[given > 0], targets.ravel()[given > 0], rtol=1e-4, atol=1e-4)
-    trusted = trusted.reshape(advantage.shape)
-    means = np.average(advantage, axis=(0, 2), weights=trusted)
-    assert np.ptp(means) > 0.01, "else this measures nothing"
-    advantage -= means[:, None]
-    spread = np.average(advantage**2, weights=trusted)
-    expected = (advantage / np.sqrt(spread)).ravel()[given > 0]
-    np.testing.assert_allclose(batch.advantage[given > 0], expected, rtol=1e-3, atol=1e-4)
+    weights, (batch, trajectory, params) = (
+        off_policy.reuse_weights(2, optimal=True),
+        (found[-1][0], given[-1], params[-1]),
+    )
+    assert len(weights) == 3
+    assert float(agent.policy.normalizer.moments.count) == sum(x.mask[:, :4].sum() for x in given)
     share = off_policy.radius_share(weights, lag)
     np.testing.assert_allclose(row["policy/step_size"], 0.05 * row["policy/advantage_std"] / 0.1 * share, rtol=1e-5)
+
+    mask = batch.mask.numpy()
+    expected = np.concatenate([w * x.mask[:, :4] for w, x in zip(weights, given[:0:-1], strict=True)], 1).ravel()
+    np.testing.assert_allclose(mask / mask.sum(), expected / expected.sum(), rtol=1e-5)
     shares = [row[f"stale/share_of_staleness_{k}"] for k in range(3 + lag)]
-    staleness = trajectory.policy_version.numpy().ravel()
-    np.testing.assert_allclose(shares, [given[staleness == k].sum() / given.sum() for k in range(3 + lag)], atol=1e-5)
     assert [x > 0 for x in shares] == [False] * lag + [True] * 3
+    staleness = trajectory.policy_version.ravel()
+    np.testing.assert_allclose(shares, [mask[staleness == k].sum() / mask.sum() for k in range(3 + lag)], atol=1e-5)
+
+    logits = (np.float64(x).reshape(-1, 2) for x in (trajectory.behavior_params, params))
+    mu, pi = (np.exp(x) / np.exp(x).sum(1)[:, None] for x in logits)
+    np.testing.assert_allclose(
+        row["stale/kl_behavior_old"], np.average((mu * np.log(mu / pi)).sum(1), weights=mask), rtol=1e-3
+    )
+    taken = np.arange(len(mask)), trajectory.action.ravel().astype(int)
+    assert row["stale/max_ratio"] == pytest.approx((pi / mu)[taken][mask > 0].max(), rel=1e-3)
+    assert row["stale/max_ratio"] > 1.05
+    before_step = pi[taken] / np.exp(batch.behavior_logp.numpy())
+    np.testing.assert_allclose(before_step[mask > 0], np.minimum((pi / mu)[taken], 1.0)[mask > 0], rtol=1e-4)
+    for k, name in itertools.product((1, 2), ("advantage", "ratio", "kl")):
+        then = found[-1 - k][4][name]
+        np.testing.assert_array_equal(getattr(trajectory, name)[:, 4 * k : 4 * k + 4], then)
+        assert np.ptp(then) > 0 or (lag == 0 and name != "advantage")
 
 
 @pytest.mark.slow

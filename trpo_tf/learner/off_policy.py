@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from trpo_tf.learner.advantages import mean_weights, weighted_sum
+from trpo_tf.config import Config
+from trpo_tf.learner.advantages import masked_mean, mean_weights, standardize, weighted_sum
 from trpo_tf.types import Trajectory, pack, unpack
 
 
@@ -156,6 +157,70 @@ class Rows(NamedTuple):
     advantage: tf.Tensor  # standardised
     kl: tf.Tensor  # KL(mu || pi), float64
     staleness: tf.Tensor  # int32, in updates
+
+
+class Corrected(NamedTuple):
+    """What `correct` makes of a trajectory [T, B]."""
+
+    weights: tf.Tensor  # [T, B], in place of its mask
+    behavior_logp: tf.Tensor  # [T, B]
+    advantage: tf.Tensor  # [T, B], standardised
+    advantage_std: tf.Tensor  # scalar, float64
+    targets: tf.Tensor  # [T, B], of the value network
+    kept: dict[str, tf.Tensor]  # of [T, B], for `Replay.settle`
+    metrics: dict[str, tf.Tensor]  # of `diagnostics`
+
+
+def correct(trajectory: Trajectory, values, logp, kl, column_weights, scale, config: Config) -> Corrected:
+    """What rows of older policies are worth to pi.
+
+    Advantages are found once, when a row is new, and so are the ratios of its traces. Later, pi has moved by what the
+    row's own noise said, and V has been fitted to it: corrected by that ratio, or against those values, the noise would
+    count as a gain.
+
+    Args:
+      trajectory: arrays [T, B], the first config.num_envs columns its new rows; its `policy_version` is how many
+        updates old a row is.
+      values: [T+1, B].
+      logp: [T, B], of the actions, by pi. kl: [T, B], KL(mu || pi), float64.
+      column_weights: [B], of the rows of a column.
+      scale: what rewards were divided by.
+      config: num_envs, correct_stale, lag, max_staleness, vtrace_rho, vtrace_c, gamma and gae_lambda are read.
+    """
+    new, rho, staleness = config.num_envs, config.vtrace_rho, trajectory.policy_version
+    weights = trajectory.mask * column_weights * tf.cast(staleness <= config.max_staleness, tf.float32)
+    found = tf.where(trajectory.mask > 0, tf.exp(logp - trajectory.behavior_logp), 1.0)
+    kl = tf.where(trajectory.mask > 0, kl, 0.0)
+    ratio = found if config.correct_stale else tf.ones_like(found)
+
+    def when_new(now, before):
+        return tf.concat([tf.cast(now[:, :new], tf.float32), before[:, new:]], 1)
+
+    ratio_then, kl_then = when_new(ratio, trajectory.ratio), when_new(kl, trajectory.kl)
+    limits = (config.gamma, config.gae_lambda, rho, config.vtrace_c)
+    if config.correct_stale:
+        limits += (trace_mean(kl_then, config.vtrace_c),)
+    flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
+    advantage, targets = vtrace(trajectory.reward, values, ratio_then, *flags, *limits)
+    advantage = when_new(advantage, trajectory.advantage / scale)
+    # Each batch has its own mean: it was found with a V of its own, and no batch is better for that as a whole.
+    trusted = weights * tf.minimum(ratio, rho)
+    batches = zip(*(tf.split(x, x.shape[1] // new, 1) for x in (advantage, trusted)), strict=True)
+    centered = tf.concat([x - tf.cast(masked_mean(x, w), x.dtype) for x, w in batches], 1)
+    standardized, std = standardize(centered, trusted)
+    behavior_logp = logp
+    if config.correct_stale:  # such that ratios in the surrogate are at most rho before the step
+        behavior_logp = tf.maximum(trajectory.behavior_logp, logp - np.float32(np.log(rho)))
+    seen = Rows(*(tf.reshape(x, [-1]) for x in (weights, found, standardized, kl, staleness)))
+    return Corrected(
+        weights,
+        behavior_logp,
+        standardized,
+        std,
+        targets,
+        {"advantage": advantage * scale, "ratio": ratio_then, "kl": kl_then},
+        diagnostics(seen, config.lag + weights.shape[1] // new, rho),
+    )
 
 
 class Replay:

@@ -218,9 +218,9 @@ class TRPO(tf.Module):
             trajectory = trajectory._replace(behavior_params=(), policy_version=(), advantage=(), ratio=(), kl=())
         obs = {name: _shared(x) for name, x in trajectory.obs.items()}
         trajectory = Trajectory(obs, *tf.nest.map_structure(tf.convert_to_tensor, trajectory[1:]))
-        batch, value_features, constants, advantage_std, found, stale = self._prepare(trajectory)
+        batch, value_features, constants, advantage_std, kept, stale = self._prepare(trajectory)
         if config.off_policy:
-            self.replay.settle(**{name: x.numpy() for name, x in found.items()})
+            self.replay.settle(**{name: x.numpy() for name, x in kept.items()})
         if constants is not None:
             batch = batch._replace(obs={name: self._rows(x) for name, x in obs.items()})
         seed = tf.constant([self._seed, update], tf.int32)
@@ -276,12 +276,13 @@ class TRPO(tf.Module):
         ended, new = trajectory.terminated | trajectory.truncated, slice(config.num_envs)
         self.reward_scaler.merge(trajectory.reward[:, new], ended[:, new], trajectory.mask[:, new])
         trajectory = trajectory._replace(reward=self.reward_scaler(trajectory.reward))
-        found, stale, scale = {}, {}, self.reward_scaler.scale()
+        kept, stale, scale = {}, {}, self.reward_scaler.scale()
         if config.off_policy:
-            params = self._params_of_now(obs, constants)
-            trajectory, targets, standardized, advantage_std, stale = self._correct(trajectory, values, params)
-            kept = {"advantage": trajectory.advantage * scale, "ratio": trajectory.ratio, "kl": trajectory.kl}
-            found = {name: x[:, new] for name, x in kept.items()}
+            rows = self._compared(trajectory, obs, constants)
+            rows = off_policy.correct(trajectory, values, *rows, self._column_weights, scale, config)
+            trajectory = trajectory._replace(mask=rows.weights, behavior_logp=rows.behavior_logp)
+            targets, standardized, advantage_std = rows.targets, rows.advantage, rows.advantage_std
+            kept, stale = {name: x[:, new] for name, x in rows.kept.items()}, rows.metrics
         else:
             flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
             advantage = advantages.generalized_advantage(
@@ -301,66 +302,24 @@ class TRPO(tf.Module):
             fresh=self._rows(trajectory.mask * (np.arange(envs) < config.num_envs)),
             behavior_params=self._rows(trajectory.behavior_params) if config.off_policy else (),
         )
-        return batch, value_features, constants, advantage_std, found, stale
+        return batch, value_features, constants, advantage_std, kept, stale
 
-    def _params_of_now(self, obs, constants):
-        """The distributions of the policy of now for obs [>= T B, ...], as the policy step computes them: [T B, K]."""
-        theta, length, rows = self.policy.network.theta(), self._config.length, self._config.time_steps * self._columns
+    def _compared(self, trajectory: Trajectory, obs, constants):
+        """The policy of now, as the policy step computes it, on the rows of a trajectory, whose obs [>= T B, ...] are
+        given by row: log-probabilities of its actions [T, B], and KL(mu || pi) [T, B] in float64."""
+        family, theta, length = self.policy.family, self.policy.network.theta(), self._config.length
+        columns, rows = self._columns, self._config.time_steps * self._columns
         params = chunks.apply(
             lambda obs: self.policy.params(theta, self._features(obs, constants), length),
             {name: self._by_sequence(x) for name, x in obs.items()},
             rows,
             self._config.fisher_chunk,
         )
-        params = tf.reshape(params, [-1, self._columns, length, params.shape[-1]])
-        return tf.reshape(tf.transpose(params, [0, 2, 1, 3]), [rows, -1])
-
-    def _correct(self, trajectory: Trajectory, values, params):
-        """What rows of older policies are worth to the one of now, whose distributions for them are params [N, K].
-
-        Advantages are found once, when a row is new, and so are the ratios of its traces. Later, the policy has moved
-        by what the row's own noise said, and the value network has been fitted to it: corrected by that ratio, or
-        against those values, the noise would count as a gain.
-
-        Args:
-          values: [T+1, B].
-
-        Returns:
-          the trajectory, its mask the rows' weights, its advantage, ratio and kl filled in, targets, standardised
-          advantages, their std, and metrics.
-        """
-        config, family, staleness = self._config, self.policy.family, trajectory.policy_version
-        weights = trajectory.mask * self._column_weights * tf.cast(staleness <= config.max_staleness, tf.float32)
-        logp = tf.reshape(family.log_prob(params, _flat(trajectory.action)), weights.shape)
-        found = tf.where(trajectory.mask > 0, tf.exp(logp - trajectory.behavior_logp), 1.0)
-        ratio = found if config.correct_stale else tf.ones_like(found)
-        count, rho, scale = self._columns // config.num_envs, config.vtrace_rho, self.reward_scaler.scale()
+        params = tf.reshape(params, [-1, columns, length, params.shape[-1]])
+        params = tf.reshape(tf.transpose(params, [0, 2, 1, 3]), [rows, -1])
+        logp = family.log_prob(params, _flat(trajectory.action))
         kl = family.kl(*(tf.cast(x, tf.float64) for x in (_flat(trajectory.behavior_params), params)))
-        kl = tf.where(trajectory.mask > 0, tf.reshape(kl, weights.shape), 0.0)
-
-        def when_new(now, before):
-            return tf.concat([tf.cast(now[:, : config.num_envs], tf.float32), before[:, config.num_envs :]], 1)
-
-        ratio_then, kl_then = when_new(ratio, trajectory.ratio), when_new(kl, trajectory.kl)
-        limits = (config.gamma, config.gae_lambda, rho, config.vtrace_c)
-        if config.correct_stale:
-            limits += (off_policy.trace_mean(kl_then, config.vtrace_c),)
-        flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
-        advantage, targets = off_policy.vtrace(trajectory.reward, values, ratio_then, *flags, *limits)
-        advantage = when_new(advantage, trajectory.advantage / scale)
-        # Each batch has its own mean: it was found with a V of its own, and no batch is better for that as a whole.
-        trusted = weights * tf.minimum(ratio, rho)
-        batches = zip(*(tf.split(x, count, 1) for x in (advantage, trusted)), strict=True)
-        centered = tf.concat([x - tf.cast(masked_mean(x, w), x.dtype) for x, w in batches], 1)
-        standardized, std = advantages.standardize(centered, trusted)
-        seen = off_policy.Rows(*map(_flat, (weights, found, standardized, kl, staleness)))
-        behavior_logp = logp
-        if config.correct_stale:  # such that ratios in the surrogate are at most rho before the step
-            behavior_logp = tf.maximum(trajectory.behavior_logp, logp - np.float32(np.log(rho)))
-        trajectory = trajectory._replace(
-            mask=weights, behavior_logp=behavior_logp, advantage=advantage, ratio=ratio_then, kl=kl_then
-        )
-        return trajectory, targets, standardized, std, off_policy.diagnostics(seen, config.lag + count, rho)
+        return tf.reshape(logp, [-1, columns]), tf.reshape(kl, [-1, columns])
 
     def _rows(self, x):
         """[T, B, ...], or [T+1, B, ...], in the order of a Batch."""
