@@ -33,6 +33,25 @@ def last_line(text):
     return [line for line in text.splitlines() if line.startswith("trpo_tf:")]
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """Runs a command in this process, which has TensorFlow already: here(name, *args) -> exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TRPO_TF_TRACEBACK", raising=False)
+
+    def run(name, *args):
+        monkeypatch.setattr(sys, "argv", [name, *args])
+        main = runpy.run_module(f"trpo_tf.{name}")["main"]  # importing it would put it in the place of trpo_tf.train
+        code = 0
+        try:
+            cli.run(main, COMMANDS[name], name, "")
+        except SystemExit as exit_:
+            code = exit_.code
+        return code or 0, *capsys.readouterr()
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
@@ -59,16 +78,10 @@ def last_line(text):
         ("train", ["--env=Hopper-v5", "--network=gru", "--hidden_sizes="], "--network=gru: the memory is the last"),
     ],
 )
-def test_usage_errors_are_one_line_and_leave_nothing(name, args, message, tmp_path, monkeypatch, capsys):
+def test_usage_errors_are_one_line_and_leave_nothing(name, args, message, tmp_path, here):
     (tmp_path / "binary.flags").write_bytes(bytes(range(128, 256)))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TRPO_TF_TRACEBACK", raising=False)
-    monkeypatch.setattr(sys, "argv", [name, *args])
-    main = runpy.run_module(f"trpo_tf.{name}")["main"]  # importing it would put it in the place of trpo_tf.train
-    with pytest.raises(SystemExit) as exit_:
-        cli.run(main, COMMANDS[name], name, "")
-    assert exit_.value.code == 2
-    said = capsys.readouterr().err
+    code, _, said = here(name, *args)
+    assert code == 2
     lines = last_line(said)
     assert len(lines) == 1
     assert message in lines[0]
@@ -91,13 +104,13 @@ def test_help_shows_flags_in_groups(tmp_path):
         assert text in done.stdout
 
 
-def test_train_evaluate_export_plot_from_anywhere(tmp_path):
+def test_train_evaluate_export_plot_from_anywhere(tmp_path, here):
     done = command("train", *SMALL, "--run_dir=run", cwd=tmp_path, LC_ALL="C")
     assert done.returncode == 0, done.stderr
     assert "SavedModel: run/saved_model/1" in done.stdout
-    again = command("train", *SMALL, "--run_dir=run", cwd=tmp_path)
-    assert again.returncode == 2
-    assert "holds a run" in again.stderr
+    code, _, said = here("train", *SMALL, "--run_dir=run")
+    assert code == 2
+    assert "holds a run" in said
 
     done = command("evaluate", "--saved_model=run/saved_model", "--episodes=3", "--json=result.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -105,9 +118,9 @@ def test_train_evaluate_export_plot_from_anywhere(tmp_path):
     assert len(result["returns"]) == 3
     assert json.loads(done.stdout.splitlines()[-1])["return_mean"] == result["return_mean"]
     for extra in (["--stochastic"], []):
-        same = command("evaluate", "--run_dir=run", "--episodes=3", "--json=-", *extra, cwd=tmp_path)
-        assert same.returncode == 0, same.stderr
-    assert json.loads(same.stdout)["returns"] == result["returns"]
+        code, same, said = here("evaluate", "--run_dir=run", "--episodes=3", "--json=-", *extra)
+        assert code == 0, said
+    assert json.loads(same)["returns"] == result["returns"]
 
     done = command("export", "--run_dir=run", cwd=tmp_path)
     assert done.stdout.splitlines()[0] == "run/saved_model/2", done.stderr
