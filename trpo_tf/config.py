@@ -187,7 +187,7 @@ class Config:
     value_epochs: int = _field(
         10,
         _VALUE,
-        "passes of the value fit over a row, in all, at least one an update (measured; rl-zoo: 20)",
+        "passes of the value fit over the new rows (measured; rl-zoo: 20)",
         low=0,
     )
     value_minibatch_size: int = _field(128, _VALUE, "rows per Adam step; what is over is left out (rl-zoo)", low=1)

@@ -23,10 +23,7 @@ class Trajectory(NamedTuple):
     mask: Any  # [T, B] float, 1 where the row is a transition
     behavior_params: Any = ()  # [T, B, K], the distribution that it was drawn from
     policy_version: Any = ()  # [T, B] int32, the updates that its policy had behind it
-    # Of rows that were learned from before, as it was when they were new, [T, B]:
-    advantage: Any = ()  # in units of the reward
-    ratio: Any = ()  # pi / mu
-    kl: Any = ()  # KL(mu || pi)
+    advantage: Any = ()  # [T, B], in units of the reward, of rows that were learned from before
 
 
 def pack(trajectory: Trajectory, prefix: str) -> dict[str, np.ndarray]:
@@ -52,7 +49,7 @@ class Batch(NamedTuple):
     action: Any  # [N, A]
     behavior_logp: Any  # [N]
     advantage: Any  # [N]
-    returns: Any  # [N], targets of the value network
+    returns: Any  # [N], targets of the value network; of its newest rows only
     values: Any  # [N], its predictions before it was fitted to them
     mask: Any  # [N], 1 or 0; where older data is learned from, the weight of the row
     fresh: Any = ()  # [N], its newest rows, as a mask

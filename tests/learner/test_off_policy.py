@@ -256,7 +256,7 @@ def test_the_newest_trajectories_stand_side_by_side_and_the_places_of_others_are
 
 
 def test_a_single_trajectory_is_passed_through():
-    trajectory = made(1)._replace(advantage=np.zeros((3, 2)), ratio=np.zeros((3, 2)), kl=np.zeros((3, 2)))
+    trajectory = made(1)._replace(advantage=np.zeros((3, 2)))
     tf.nest.map_structure(np.testing.assert_array_equal, off_policy.Replay(1).add(made(1)), trajectory)
     assert not off_policy.Replay(1).arrays()
 
@@ -265,16 +265,11 @@ def test_what_is_kept_goes_through_arrays():
     replay, other = off_policy.Replay(3), off_policy.Replay(3)
     for value in (1, 2, 3, 4):
         replay.add(made(value))
-        found = {
-            name: np.full((3, 2), k * value, np.float32) for k, name in ((1, "advantage"), (1, "ratio"), (2, "kl"))
-        }
-        replay.settle(**found)
+        replay.settle(np.full((3, 2), 10 * value, np.float32))
     other.restore(replay.arrays() | {"collector/obs/x": np.zeros(3)})
     found = replay.add(made(5))
     tf.nest.map_structure(np.testing.assert_array_equal, found, other.add(made(5)))
-    assert found.advantage[2].tolist() == [0, 0, 4, 4, 3, 3]
-    assert found.ratio[2].tolist() == [0, 0, 4, 4, 3, 3]
-    assert found.kl[2].tolist() == [0, 0, 8, 8, 6, 6]
+    assert found.advantage[2].tolist() == [0, 0, 40, 40, 30, 30]
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -307,13 +302,18 @@ def test_rows_that_are_too_stale_move_nothing_and_the_reason_says_so(tiny):
     np.testing.assert_array_equal(agent.policy.network.theta(), before)
 
 
-def test_a_row_that_is_used_again_has_as_many_passes_of_the_value_fit(tiny):
-    """2 trajectories of 4 environments with half of the passes each: as many minibatches per new row."""
-    settings = {"value_epochs": 6, "value_minibatch_size": 8}
-    changes = {}, {"reuse": 2}, {"reuse": 2, "value_epochs": 5}
-    learners = [TRPO(*given(tiny(**settings | x)), 0) for x in changes]  # tf.function has only a weak reference
-    once, twice, odd = (learner._order(tf.constant([0, 1])) for learner in learners)
-    assert once.shape == twice.shape == odd.shape
+@pytest.mark.parametrize("settings", [{}, {"network": "gru", "sequence_length": 4}])
+def test_values_are_fitted_to_new_rows_and_to_all_of_them(tiny, settings):
+    """2 trajectories of 4 environments, the new one first; a Batch has the rows of a sequence together."""
+    config = tiny(reuse=2, value_epochs=3, value_minibatch_size=8, **settings)
+    learner, time = TRPO(*given(config), 0), config.time_steps
+    row = np.arange(time)[:, None] * 8 + np.arange(8)
+    if settings:
+        row = np.arange(time)[:, None] // 4 * 32 + np.arange(8) * 4 + np.arange(time)[:, None] % 4
+    assert sorted(row.ravel()) == list(range(8 * time))
+    rows, times = np.unique(learner._order(tf.constant([0, 1])), return_counts=True)
+    np.testing.assert_array_equal(rows, np.sort(row[:, :4].ravel()))
+    assert (times == 3).all()
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -395,18 +395,16 @@ def by_hand(given: Trajectory, values, logp, kl, column_weights, scale, config):
     (time, envs), new, corrected = given.reward.shape, config.num_envs, config.correct_stale
     weights = given.mask * column_weights * (given.policy_version <= config.max_staleness)
     ratio = np.exp(logp - given.behavior_logp) if corrected else np.ones((time, envs))
-    advantage, targets, kept = np.zeros((time, envs)), np.zeros((time, envs)), {}
-    kept["ratio"] = np.where(np.arange(envs) < new, np.where(given.mask > 0, ratio, 1.0), given.ratio)
-    kept["kl"] = np.where(np.arange(envs) < new, np.where(given.mask > 0, kl, 0.0), given.kl)
-    for b in range(envs):
+    advantage, targets = np.zeros((time, new)), np.zeros((time, new))
+    for b in range(new):
         after = 0.0
         for t in reversed(range(time)):
             if not given.mask[t, b]:
                 targets[t, b], after = values[t, b], 0.0
                 continue
-            rho = min(1.0, kept["ratio"][t, b])
+            rho = min(1.0, ratio[t, b])
             # 1 - TV(mu, pi) of normal log ratios
-            mean = max(math.erfc(math.sqrt(kept["kl"][t, b]) / 2), 0.75) if corrected else 1.0
+            mean = max(math.erfc(math.sqrt(kl[t, b]) / 2), 0.75) if corrected else 1.0
             following = 0.0 if given.terminated[t, b] else values[t + 1, b]
             ended = given.terminated[t, b] or given.truncated[t, b]
             delta = given.reward[t, b] + config.gamma * following - values[t, b]
@@ -414,8 +412,8 @@ def by_hand(given: Trajectory, values, logp, kl, column_weights, scale, config):
             advantage[t, b] = delta + decay * after
             after = rho * delta + decay * rho / mean * after
             targets[t, b] = values[t, b] + after
-    advantage[:, new:] = given.advantage[:, new:] / scale
-    kept["advantage"] = advantage * scale
+    kept = advantage * scale
+    advantage = np.concatenate([advantage, given.advantage[:, new:] / scale], 1)
     trusted = weights * np.minimum(ratio, 1.0)
     for first in range(0, envs, new):
         batch = slice(first, first + new)
@@ -440,10 +438,10 @@ def test_correct_by_hand(tiny, corrected):
         np.float32(mask),
         None,
         np.array([1, 0, 0, 1, 1, 3], np.int32) + np.zeros(shape, np.int32),
-        *(np.float32(x) for x in (rng.normal(size=shape), rng.lognormal(0, 0.3, shape), rng.uniform(0, 0.05, shape))),
+        np.float32(rng.normal(size=shape)),
     )
     arguments = (
-        np.float32(values),
+        np.float32(values[:, :3]),
         np.float32(logp),
         rng.uniform(0, 0.05, shape),
         np.float32([1.2] * 3 + [0.8] * 3),
@@ -456,8 +454,7 @@ def test_correct_by_hand(tiny, corrected):
     np.testing.assert_allclose(found.advantage, advantage, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.advantage_std, std, rtol=1e-5)
     np.testing.assert_allclose(found.targets, targets, rtol=1e-4, atol=1e-5)
-    for name, x in kept.items():
-        np.testing.assert_allclose(found.kept[name][mask > 0], x[mask > 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.kept, kept, rtol=1e-4, atol=1e-4)
     in_surrogate = np.exp(logp - found.behavior_logp)
     np.testing.assert_allclose(in_surrogate, np.minimum(ratio, 1.0) if corrected else 1.0, rtol=1e-5)
 
@@ -510,10 +507,10 @@ def test_the_fourth_update_with_optimal_weights(tiny, monkeypatch, lag):
     assert row["stale/max_ratio"] > 1.05
     before_step = pi[taken] / np.exp(batch.behavior_logp.numpy())
     np.testing.assert_allclose(before_step[mask > 0], np.minimum((pi / mu)[taken], 1.0)[mask > 0], rtol=1e-4)
-    for k, name in itertools.product((1, 2), ("advantage", "ratio", "kl")):
-        then = found[-1 - k][4][name]
-        np.testing.assert_array_equal(getattr(trajectory, name)[:, 4 * k : 4 * k + 4], then)
-        assert np.ptp(then) > 0 or (lag == 0 and name != "advantage")
+    for k in (1, 2):
+        then = found[-1 - k][4]
+        np.testing.assert_array_equal(trajectory.advantage[:, 4 * k : 4 * k + 4], then)
+        assert np.ptp(then) > 0
 
 
 @pytest.mark.slow

@@ -160,28 +160,27 @@ class Rows(NamedTuple):
 
 
 class Corrected(NamedTuple):
-    """What `correct` makes of a trajectory [T, B]."""
+    """What `correct` makes of a trajectory [T, B] whose first C columns are new."""
 
     weights: tf.Tensor  # [T, B], in place of its mask
     behavior_logp: tf.Tensor  # [T, B]
     advantage: tf.Tensor  # [T, B], standardised
     advantage_std: tf.Tensor  # scalar, float64
-    targets: tf.Tensor  # [T, B], of the value network
-    kept: dict[str, tf.Tensor]  # of [T, B], for `Replay.settle`
+    kept: tf.Tensor  # [T, C], the advantage in units of the reward, for `Replay.settle`
+    targets: tf.Tensor  # [T, C], of the value network
     metrics: dict[str, tf.Tensor]  # of `diagnostics`
 
 
 def correct(trajectory: Trajectory, values, logp, kl, column_weights, scale, config: Config) -> Corrected:
     """What rows of older policies are worth to pi.
 
-    Advantages are found once, when a row is new, and so are the ratios of its traces. Later, pi has moved by what the
-    row's own noise said, and V has been fitted to it: corrected by that ratio, or against those values, the noise would
-    count as a gain.
+    Advantages are found once, when a row is new, and V is fitted to it then. Later, pi has moved by what the row's own
+    noise said: V-trace would sum that up, as a gain, and a V that is fitted to its own targets would keep it.
 
     Args:
       trajectory: arrays [T, B], the first config.num_envs columns its new rows; its `policy_version` is how many
         updates old a row is.
-      values: [T+1, B].
+      values: [T+1, C], of new rows.
       logp: [T, B], of the actions, by pi. kl: [T, B], KL(mu || pi), float64.
       column_weights: [B], of the rows of a column.
       scale: what rewards were divided by.
@@ -191,36 +190,23 @@ def correct(trajectory: Trajectory, values, logp, kl, column_weights, scale, con
     weights = trajectory.mask * column_weights * tf.cast(staleness <= config.max_staleness, tf.float32)
     found = tf.where(trajectory.mask > 0, tf.exp(logp - trajectory.behavior_logp), 1.0)
     kl = tf.where(trajectory.mask > 0, kl, 0.0)
-    ratio = found if config.correct_stale else tf.ones_like(found)
-
-    def when_new(now, before):
-        return tf.concat([tf.cast(now[:, :new], tf.float32), before[:, new:]], 1)
-
-    ratio_then, kl_then = when_new(ratio, trajectory.ratio), when_new(kl, trajectory.kl)
-    limits = (config.gamma, config.gae_lambda, rho, config.vtrace_c)
+    ratio, behavior_logp, limits = tf.ones_like(found), logp, (rho, config.vtrace_c)
     if config.correct_stale:
-        limits += (trace_mean(kl_then, config.vtrace_c),)
-    flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
-    advantage, targets = vtrace(trajectory.reward, values, ratio_then, *flags, *limits)
-    advantage = when_new(advantage, trajectory.advantage / scale)
+        ratio, limits = found, (*limits, trace_mean(tf.cast(kl[:, :new], found.dtype), config.vtrace_c))
+        # such that ratios in the surrogate are at most rho before the step
+        behavior_logp = tf.maximum(trajectory.behavior_logp, logp - np.float32(np.log(rho)))
+    rows = trajectory.reward, ratio, trajectory.terminated, trajectory.truncated, trajectory.mask
+    reward, *rows = (x[:, :new] for x in rows)
+    advantage, targets = vtrace(reward, values, *rows, config.gamma, config.gae_lambda, *limits)
     # Each batch has its own mean: it was found with a V of its own, and no batch is better for that as a whole.
     trusted = weights * tf.minimum(ratio, rho)
-    batches = zip(*(tf.split(x, x.shape[1] // new, 1) for x in (advantage, trusted)), strict=True)
+    mixed = tf.concat([advantage, trajectory.advantage[:, new:] / scale], 1)
+    batches = zip(*(tf.split(x, x.shape[1] // new, 1) for x in (mixed, trusted)), strict=True)
     centered = tf.concat([x - tf.cast(masked_mean(x, w), x.dtype) for x, w in batches], 1)
     standardized, std = standardize(centered, trusted)
-    behavior_logp = logp
-    if config.correct_stale:  # such that ratios in the surrogate are at most rho before the step
-        behavior_logp = tf.maximum(trajectory.behavior_logp, logp - np.float32(np.log(rho)))
     seen = Rows(*(tf.reshape(x, [-1]) for x in (weights, found, standardized, kl, staleness)))
-    return Corrected(
-        weights,
-        behavior_logp,
-        standardized,
-        std,
-        targets,
-        {"advantage": advantage * scale, "ratio": ratio_then, "kl": kl_then},
-        diagnostics(seen, config.lag + weights.shape[1] // new, rho),
-    )
+    metrics = diagnostics(seen, config.lag + weights.shape[1] // new, rho)
+    return Corrected(weights, behavior_logp, standardized, std, advantage * scale, targets, metrics)
 
 
 class Replay:
@@ -233,9 +219,8 @@ class Replay:
         self._kept: collections.deque[Trajectory] = collections.deque(maxlen=count)
 
     def add(self, trajectory: Trajectory) -> Trajectory:
-        """Keeps one, and returns all. Arrays of NumPy; what `settle` puts into the one is 0 until then."""
-        nothing = np.zeros(trajectory.reward.shape, np.float32)
-        trajectory = trajectory._replace(advantage=nothing, ratio=nothing, kl=nothing)
+        """Keeps one, and returns all. Arrays of NumPy; the advantage of the one is 0 until `settle`."""
+        trajectory = trajectory._replace(advantage=np.zeros(trajectory.reward.shape, np.float32))
         self._kept.appendleft(trajectory)
         empty = trajectory._replace(mask=np.zeros_like(trajectory.mask))
         parts = [*self._kept, *[empty] * (self._kept.maxlen - len(self._kept))]
@@ -243,9 +228,9 @@ class Replay:
             return trajectory
         return tf.nest.map_structure(lambda *x: np.concatenate(x, axis=1), *parts)
 
-    def settle(self, **found: np.ndarray) -> None:
+    def settle(self, advantage: np.ndarray) -> None:
         """Puts what was found for the newest trajectory [T, B] into it, for the updates that use it again."""
-        self._kept[0] = self._kept[0]._replace(**found)
+        self._kept[0] = self._kept[0]._replace(advantage=advantage)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What the next `add` will need, by name."""

@@ -182,7 +182,6 @@ class TRPO(tf.Module):
         self._share = off_policy.radius_share(weights, config.lag)
         self._column_weights = np.repeat(weights * len(weights), config.num_envs).astype(np.float32)
         self._columns = config.num_envs * len(weights)  # of an update; the first num_envs are the newest trajectory
-        self._epochs = -(-config.value_epochs // len(weights))  # of an update, such that a row has value_epochs in all
         self._config = dataclasses.replace(config, fisher_chunk=chunk)
         self._seed = seed
         self._fit: Future | None = None
@@ -215,12 +214,12 @@ class TRPO(tf.Module):
             trajectory = self.replay.add(trajectory)
             trajectory = trajectory._replace(policy_version=np.int32(update) - trajectory.policy_version)
         else:
-            trajectory = trajectory._replace(behavior_params=(), policy_version=(), advantage=(), ratio=(), kl=())
+            trajectory = trajectory._replace(behavior_params=(), policy_version=(), advantage=())
         obs = {name: _shared(x) for name, x in trajectory.obs.items()}
         trajectory = Trajectory(obs, *tf.nest.map_structure(tf.convert_to_tensor, trajectory[1:]))
         batch, value_features, constants, advantage_std, kept, stale = self._prepare(trajectory)
         if config.off_policy:
-            self.replay.settle(**{name: x.numpy() for name, x in kept.items()})
+            self.replay.settle(kept.numpy())
         if constants is not None:
             batch = batch._replace(obs={name: self._rows(x) for name, x in obs.items()})
         seed = tf.constant([self._seed, update], tf.int32)
@@ -246,9 +245,9 @@ class TRPO(tf.Module):
 
     def _prepare(self, trajectory: Trajectory):
         """Trajectory [T, B, ...] to Batch [N, ...], what a value network on a shared torso takes (else None), the
-        normaliser's constants, the standard deviation of the advantages in those of the discounted return, what is
-        kept of the new rows for when they are used again, and how far rows of older policies are from this one's. The
-        trajectory's `policy_version` is its staleness here.
+        normaliser's constants, the standard deviation of the advantages in those of the discounted return, the
+        advantages of the new rows for when they are used again, and how far rows of older policies are from this one's.
+        The trajectory's `policy_version` is its staleness here.
 
         The batch's obs are features, and the constants None; with fisher_chunk, where all features at once might not
         fit into memory, obs are None, for the caller to put the trajectory's there."""
@@ -276,13 +275,13 @@ class TRPO(tf.Module):
         ended, new = trajectory.terminated | trajectory.truncated, slice(config.num_envs)
         self.reward_scaler.merge(trajectory.reward[:, new], ended[:, new], trajectory.mask[:, new])
         trajectory = trajectory._replace(reward=self.reward_scaler(trajectory.reward))
-        kept, stale, scale = {}, {}, self.reward_scaler.scale()
+        kept, stale, scale = (), {}, self.reward_scaler.scale()
         if config.off_policy:
             rows = self._compared(trajectory, obs, constants)
-            rows = off_policy.correct(trajectory, values, *rows, self._column_weights, scale, config)
+            rows = off_policy.correct(trajectory, values[:, new], *rows, self._column_weights, scale, config)
             trajectory = trajectory._replace(mask=rows.weights, behavior_logp=rows.behavior_logp)
-            targets, standardized, advantage_std = rows.targets, rows.advantage, rows.advantage_std
-            kept, stale = {name: x[:, new] for name, x in rows.kept.items()}, rows.metrics
+            standardized, advantage_std, kept, stale = rows.advantage, rows.advantage_std, rows.kept, rows.metrics
+            targets = tf.pad(rows.targets, [[0, 0], [0, envs - config.num_envs]])
         else:
             flags = (trajectory.terminated, trajectory.truncated, trajectory.mask)
             advantage = advantages.generalized_advantage(
@@ -384,9 +383,10 @@ class TRPO(tf.Module):
     @tf.function(autograph=False)
     def _order(self, seed):
         config, length = self._config, self._config.length
-        sequences = config.time_steps * self._columns // length
+        sequences = config.time_steps * config.num_envs // length
         key, size = seed + tf.constant([1, 0]), -(-config.value_minibatch_size // length)
-        return _whole(value_fit.minibatch_order(self._epochs, sequences, size, key), length)
+        order = value_fit.minibatch_order(config.value_epochs, sequences, size, key)
+        return _whole(order // config.num_envs * self._columns + order % config.num_envs, length)  # the new columns
 
     def _fit_values(self, batch: Batch, value_features, constants, order, learning_rate):
         policy, length = self.policy, self._config.length
@@ -403,17 +403,17 @@ class TRPO(tf.Module):
             lambda phi, rows: policy.value_network(phi, features(_rows_of(inputs, rows)), length=length)[:, 0],
             order,
             batch.returns,
-            batch.mask,
+            batch.fresh,
             learning_rate,
         )
         values = chunks.apply(
             lambda rows: policy.values(features(rows), length), inputs, batch.mask.shape[0], self._config.fisher_chunk
         )
-        loss = masked_mean(0.5 * (values - batch.returns) ** 2, batch.mask)
+        loss = masked_mean(0.5 * (values - batch.returns) ** 2, batch.fresh)
         return {
             "value/loss": loss,
             "value/explained_variance": before,
-            "value/explained_variance_after": advantages.explained_variance(batch.returns, values, batch.mask),
+            "value/explained_variance_after": advantages.explained_variance(batch.returns, values, batch.fresh),
             "value/learning_rate": learning_rate,
         }
 
