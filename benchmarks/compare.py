@@ -25,8 +25,8 @@ from trpo_tf.rollout.envs import usable_cores
 from trpo_tf.run.metrics import read_csv
 
 RESULTS = Path(__file__).resolve().parent / "results"
-# Trajectories stay as long as the recipe's, and environments start again, at checkpoints, as often.
-HALF = ("--steps_per_update=1024", "--num_envs={half}", "--checkpoint_every=100")
+# Trajectories stay as long as the recipe's; environments start again, at checkpoints, and are evaluated as often.
+HALF = ("--steps_per_update=1024", "--num_envs={half}", "--checkpoint_every=100", "--eval_every=200")
 # study: environments, {variant: flags beside the recipe's}
 STUDIES = {
     "reuse": (
