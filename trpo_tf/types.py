@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     action: Any  # [N, A]
     behavior_logp: Any  # [N]
     advantage: Any  # [N]
-    returns: Any  # [N], targets of the value network; of its newest rows only
+    returns: Any  # [N], targets of the value network; 0 in rows that are used again, which it is not fitted to
     values: Any  # [N], its predictions before it was fitted to them
     mask: Any  # [N], 1 or 0; where older data is learned from, the weight of the row
     fresh: Any = ()  # [N], its newest rows, as a mask

@@ -480,10 +480,8 @@ def test_the_fourth_update_with_optimal_weights(tiny, monkeypatch, lag):
         row, _ = agent.step()
     agent.learner.wait()
     agent.behavior.close()
-    weights, (batch, trajectory, params) = (
-        off_policy.reuse_weights(2, optimal=True),
-        (found[-1][0], given[-1], params[-1]),
-    )
+    batch, trajectory, params = found[-1][0], given[-1], params[-1]
+    weights = off_policy.reuse_weights(2, optimal=True)
     assert len(weights) == 3
     assert float(agent.policy.normalizer.moments.count) == sum(x.mask[:, :4].sum() for x in given)
     share = off_policy.radius_share(weights, lag)
