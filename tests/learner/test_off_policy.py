@@ -173,6 +173,24 @@ def test_ratios_truncated_at_one_narrow_a_policy_that_moves(rho, expected):
     assert moved[1] / moved[0] == pytest.approx(expected * distance, abs=5e-3)
 
 
+@pytest.mark.parametrize(("rho", "expected"), [(1.0, -0.02), (2.0, 0.0), (np.inf, 0.0)])
+def test_ratios_truncated_at_one_narrow_a_policy_that_followed_noise(rho, expected):
+    """Advantages that are 1 or -1 by chance, and pi moved by 0.02 sum A grad log mu of four rows: the derivative for
+    the log std on the same rows, on average over 200,000 such batches, is -0.02 with rho = 1, and should be 0."""
+    rng, gaussian = np.random.default_rng(0), Family(gym.spaces.Box(-np.inf, np.inf, (1,)), Config(env="x"))
+    action = rng.normal(size=(200_000, 4)).astype(np.float32)  # mu is the standard normal
+    advantage = rng.choice([-1.0, 1.0], action.shape).astype(np.float32)
+    mean = np.repeat(0.02 * (advantage * action).sum(1), 4)
+    params, action = tf.stack([mean, np.zeros_like(mean)], 1), action.reshape(-1, 1)
+    behavior_logp = gaussian.log_prob(tf.zeros_like(params), action)
+    behavior_logp = tf.maximum(behavior_logp, gaussian.log_prob(params, action) - np.float32(np.log(rho)))
+    batch = Batch(None, action, behavior_logp, advantage.ravel(), None, None, None)
+    with tf.GradientTape() as tape:
+        tape.watch(params)
+        value = surrogate(gaussian, params, batch, tf.ones(len(action)))
+    assert tape.gradient(value, params).numpy()[:, 1].mean() == pytest.approx(expected, abs=0.005)
+
+
 def on_simplex(x):
     """The point of the probability simplex nearest to x [K]."""
     ordered = np.sort(x)[::-1]
