@@ -177,7 +177,7 @@ class Config:
         1.0, _STALE, "largest ratio in targets and surrogate; 1 narrows the policy (Espeholt et al. 2018)", above=0
     )
     vtrace_c: float = _field(
-        1.0, _STALE, "largest ratio in traces, which then get a mean of 1 (Espeholt et al. 2018)", above=0
+        1.0, _STALE, "largest ratio in traces, whose mean at 1 and above is kept at 1 (Espeholt et al. 2018)", above=0
     )
     max_staleness: int = _field(64, _STALE, "updates after which batches are not kept, and rows are masked", low=0)
     min_effective_sample_size: float = _field(

@@ -105,28 +105,74 @@ def distance(policy, other, states):
     return states @ (0.5 * np.abs(policy - other).sum(1))
 
 
+def wandering(seed, count):
+    """An MDP, a new policy and the last `count` ones, the current first, and the largest distance of neighbours in any
+    state."""
+    rng = np.random.default_rng(seed)
+    logits = [rng.normal(size=(S, A))]
+    for _ in range(count):
+        logits.append(logits[-1] + 0.05 * rng.normal(size=(S, A)))
+    new, *past = (softmax(x) for x in reversed(logits))
+    step = max(distance(a, b, one) for a, b in itertools.pairwise([new, *past]) for one in np.eye(S))
+    return Mdp(seed, S, A, GAMMA), new, past, step
+
+
 def test_the_improvement_bound_holds_for_mixtures_of_older_policies():
-    """eta(new) - eta(pi) >= sum_i w_i (L_i - 2 gamma C / (1 - gamma)^2 E TV(new, mu_i)), E over states of mu_i."""
+    """eta(new) - eta(pi) >= sum_i w_i (L_i - 2 gamma C / (1 - gamma)^2 E TV(new, mu_i)), E over states of mu_i.
+
+    Of rows that lag by k with steps s, C TV is at most 2 max|A| s^2 (1 + k): that of a fresh batch and longer steps."""
     slack = []
     for seed, reuse in itertools.product(range(40), (1, 2, 4)):
-        mdp, rng = Mdp(seed, S, A, GAMMA), np.random.default_rng(seed)
-        logits = [rng.normal(size=(S, A))]
-        for _ in range(reuse):
-            logits.append(logits[-1] + 0.05 * rng.normal(size=(S, A)))
-        *past, new = (softmax(x) for x in logits)
-        past.reverse()  # past[0] is the current policy
+        mdp, new, past, step = wandering(seed, reuse)
         _, advantage, _, eta = mdp.solve(past[0])
         weights = off_policy.reuse_weights(reuse, optimal=False)
         worst = np.abs((new * advantage).sum(1)).max()
         bound = 0.0
-        for weight, mu in zip(weights, past, strict=True):
+        for lag, (weight, mu) in enumerate(zip(weights, past, strict=True)):
+            longer = step / off_policy.radius_share([1.0], lag)
             visited = (1 - GAMMA) * mdp.solve(mu)[2]
-            bound += weight * float(exact_surrogate(mdp, tf.constant(logits[-1]), mu, advantage))
+            bound += weight * float(exact_surrogate(mdp, tf.constant(np.log(new)), mu, advantage))
             bound -= weight * 2 * GAMMA * worst / (1 - GAMMA) ** 2 * distance(new, mu, visited)
+            assert worst * distance(new, mu, visited) <= 2 * np.abs(advantage).max() * longer**2 + 1e-12
         gained = mdp.solve(new)[3] - eta
         assert gained >= bound
         slack.append(gained - bound)
     assert min(slack) < 0.1, "else the bound says nothing"
+
+
+@pytest.mark.parametrize("reuse", [1, 2, 4])
+def test_the_improvement_bound_holds_with_advantages_of_when_rows_were_new(reuse):
+    """Those of mu_i: with f_i(p)(s) = sum_a p(a | s) A_mu_i(s, a), eta(new) - eta(pi) >= sum_i w_i (L_i(new) - L_i(pi)
+    - 2 gamma / (1 - gamma)^2 (max|f_i(new) - f_i(pi)| E_mu_i TV(new, mu_i) + max|f_i(pi)| E_pi TV(new, pi)))."""
+    slack = []
+    for seed in range(40):
+        mdp, new, past, step = wandering(seed, reuse)
+        weights = off_policy.reuse_weights(reuse, optimal=False)
+        pi, bound, classic = past[0], 0.0, 0.0
+        _, _, rho, eta = mdp.solve(pi)
+        gained, moved = mdp.solve(new)[3] - eta, distance(new, pi, (1 - GAMMA) * rho)
+        for i, (weight, mu) in enumerate(zip(weights, past, strict=True)):
+            _, advantage, rho, _ = mdp.solve(mu)
+            gain = np.subtract(*(exact_surrogate(mdp, tf.constant(np.log(p)), mu, advantage) for p in (new, pi)))
+            after, before = ((p * advantage).sum(1) for p in (new, pi))
+            away = distance(new, mu, (1 - GAMMA) * rho)
+            penalty = np.abs(after - before).max() * away + np.abs(before).max() * moved
+            bound += weight * (gain - 2 * GAMMA / (1 - GAMMA) ** 2 * penalty)
+            worst = 2 * (2 * i + 1) * step**2 * np.abs(advantage).max()
+            assert penalty <= worst + 1e-12
+            classic += weight * (gain - 2 * GAMMA / (1 - GAMMA) ** 2 * worst)
+        assert gained >= bound >= classic - 1e-12
+        slack.append(gained - bound)
+    assert min(slack) < 0.1, "else the bound says nothing"
+
+
+@pytest.mark.parametrize("optimal", [False, True])
+def test_shorter_steps_are_short_enough_for_advantages_of_when_rows_were_new(optimal):
+    """The penalty is s^2 sum_i w_i (2 i + 1) there, and s_1^2 with one batch."""
+    for reuse in range(1, 20):
+        weights = off_policy.reuse_weights(reuse, optimal)
+        share = off_policy.radius_share(weights)
+        assert share**2 * (weights * (2 * np.arange(len(weights)) + 1)).sum() <= 1 + 1e-12
 
 
 def test_shorter_steps_keep_the_penalty_of_a_mixture_within_that_of_one_batch():

@@ -74,7 +74,8 @@ def trace_mean(kl, c_max: float) -> tf.Tensor:
     Log ratios are taken as normal, N(-s^2 / 2, s^2) with KL = s^2 / 2: exact for Gaussians that differ in their means,
     and, by sums of many small terms, nearly so for others; for a coin TV is 1.25 times what this makes of it.
 
-    Not below 3/4: where traces lose more than that, the variance of their product would grow with its length.
+    Not below 3/4: there E[c^2] is 1.12, and (gamma lambda)^2 takes that back at 0.995 and 0.95; with more, the variance
+    of what traces add up would grow with their length.
     """
     s, log_c = tf.sqrt(2.0 * tf.maximum(kl, 1e-18)), np.log(min(c_max, 1e6))
     below = tf.math.erfc((s / 2 + log_c / s) / np.sqrt(2)) / 2, tf.math.erfc((s / 2 - log_c / s) / np.sqrt(2)) / 2
@@ -113,10 +114,11 @@ def radius_share(weights, lag: int = 0) -> float:
     The improvement bound has the distance from the policy to each of those that acted, on average over the mixture.
     Where every update moves by at most s, the policy i updates ago is at most (i + 1) s away from the next one, on
     average s sum_i w_i (i + 1). For that to stay within the distance s_1 of a single batch, s is s_1 over that sum,
-    2 s_1 / (M + 1) with M equal weights. The KL is quadratic in it.
+    2 s_1 / (M + 1) with M equal weights. The KL is quadratic in it. Advantages of when rows were new ask for no more.
 
-    A lag of all rows divides by its root, sqrt(1 + lag), besides: as far as steps in independent directions lead. The
-    bound would ask for 1 + lag, which was measured to be slow (docs/off_policy.md).
+    A lag of all rows divides by its root, sqrt(1 + lag), besides. There the mean advantage of a state, too, is counted
+    to be at most in proportion to s, as in theorem 1 of TRPO, and the penalty to s^2 (1 + lag); with 1 + lag, which is
+    the bound without that, learning was measured to be slow (docs/off_policy.md).
 
     Reference: Queeney, Paschalidis, Cassandras 2021 (arXiv:2111.00072), theorem 1; docs/off_policy.md derives it.
     """
