@@ -201,13 +201,23 @@ class Config:
         if self.network != "mlp" and not self.hidden_sizes:
             raise UsageError(f"--network={self.network}: the memory is the last of --hidden_sizes, and there is none")
         if self.max_staleness < self.lag:
-            raise UsageError(f"--max_staleness={self.max_staleness}: every row is {self.lag} updates old")
+            raise UsageError(
+                f"--max_staleness={self.max_staleness}: must be >= {self.lag}, the age of every row with "
+                f"--behavior_lag={self.behavior_lag}{' and --pipeline' if self.pipeline else ''}"
+            )
         if self.reuse > 1 and self.max_staleness == self.lag:
-            raise UsageError(f"--max_staleness={self.max_staleness}: leaves --reuse={self.reuse} no batch to use again")
+            raise UsageError(
+                f"--max_staleness={self.max_staleness}: leaves --reuse={self.reuse} no batch to use again; must be >= "
+                f"{self.lag + 1}"
+            )
+        if self.pipeline and self.checkpoint_every == 1:
+            raise UsageError("--checkpoint_every=1: --pipeline collects ahead between checkpoints only; must be >= 2")
         if self.radius == "adaptive" and self.num_envs < 2:
             raise UsageError(
                 f"--num_envs={self.num_envs}: --radius=adaptive compares halves of the environments, 2 or more"
             )
+        if self.radius == "adaptive" and self.min_kl > self.max_kl_bound:
+            raise UsageError(f"--min_kl={self.min_kl}: must be <= --max_kl_bound={self.max_kl_bound}")
         if self.radius == "adaptive" and not self.min_kl <= self.max_kl <= self.max_kl_bound:
             raise UsageError(
                 f"--max_kl={self.max_kl}: with --radius=adaptive between --min_kl={self.min_kl} and "
@@ -379,5 +389,5 @@ STRUCTURE = (
     "env", "seed", "env_backend", "num_envs", "steps_per_update", "checkpoint_every", "stagger", "rescale_action",
     "hidden_sizes", "activation", "normalize_obs", "scale_reward", "network", "sequence_length", "image_encoder",
     "layer_norm", "share_torso", "action_distribution", "env_options", "wrappers", "reuse",
-    "reuse_weights", "pipeline", "behavior_lag", "radius", "objective",
+    "reuse_weights", "max_staleness", "pipeline", "behavior_lag", "radius", "objective",
 )  # fmt: skip

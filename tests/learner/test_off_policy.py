@@ -137,16 +137,21 @@ def test_targets_from_older_policies_are_the_values_of_the_current_one(lag):
     assert max(seen) > 3, "else this measures nothing"
 
 
-def test_truncated_targets_have_the_values_of_the_policy_between():
-    """The fixed point is V of the policy proportional to min(rho_max mu, pi), equation 3 of the paper."""
+@pytest.mark.parametrize(("time", "gae_lambda"), [(1, 1.0), (10, 0.9)])
+def test_truncated_targets_have_the_values_of_the_policy_between(time, gae_lambda):
+    """The fixed point is V of the policy proportional to min(rho_max mu, pi), equation 3 of the paper; traces, with the
+    mean that they are given in training, leave it alone."""
     mdp, (pi, mu), rho_max = Mdp(7), policies(8, 4), 0.8
     between = np.minimum(rho_max * mu, pi)
     exact = mdp.solve(between / between.sum(1, keepdims=True))[0]
     assert np.abs(exact - mdp.solve(pi)[0]).max() > 0.05, "else this measures nothing"
-    states, actions, reward = mdp.sample(mu, np.random.default_rng(9), 1, 200_000)
-    none = np.zeros(reward.shape, bool)
+    states, actions, reward = mdp.sample(mu, np.random.default_rng(9), time, 200_000)
+    none, kl = np.zeros(reward.shape, bool), (mu * np.log(mu / pi)).sum(1)
+    ratio, mean = (pi / mu)[states[:-1], actions], off_policy.trace_mean(kl, 1.0).numpy()[states[:-1]]
+    assert mean.min() < 0.95, "else this measures nothing"
+    limits = rho_max, 1.0, mean
     _, targets = off_policy.vtrace(
-        reward, exact[states], (pi / mu)[states[:-1], actions], none, none, np.ones_like(reward), 0.8, 1.0, rho_max, 1.0
+        reward, exact[states], ratio, none, none, np.ones_like(reward), mdp.gamma, gae_lambda, *limits
     )
     for state in range(4):
         change = (targets.numpy() - exact[states[:-1]])[0][states[0] == state]
@@ -290,6 +295,19 @@ def test_what_is_kept_goes_through_arrays():
     found = replay.add(made(5))
     tf.nest.map_structure(np.testing.assert_array_equal, found, other.add(made(5)))
     assert found.advantage[2].tolist() == [0, 0, 40, 40, 30, 30]
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_where_every_row_is_fresh_nothing_of_older_ones_is_computed(tiny, monkeypatch):
+    monkeypatch.setattr(off_policy, "correct", None)
+    monkeypatch.setattr(TRPO, "_compared", None)
+    agent = Agent(tiny())
+    agent.start()
+    row, _ = agent.step()
+    agent.learner.wait()
+    agent.behavior.close()
+    assert row["policy/reason"] == "accepted"
+    assert not [name for name in row if name.startswith(("stale/", "radius/"))]
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -515,11 +533,12 @@ def test_the_fourth_update_with_optimal_weights(tiny, monkeypatch, lag):
     staleness = trajectory.policy_version.ravel()
     np.testing.assert_allclose(shares, [mask[staleness == k].sum() / mask.sum() for k in range(3 + lag)], atol=1e-5)
 
-    logits = (np.float64(x).reshape(-1, 2) for x in (trajectory.behavior_params, params))
-    mu, pi = (np.exp(x) / np.exp(x).sum(1)[:, None] for x in logits)
-    np.testing.assert_allclose(
-        row["stale/kl_behavior_old"], np.average((mu * np.log(mu / pi)).sum(1), weights=mask), rtol=1e-3
-    )
+    after = agent.policy.params(agent.policy.network.theta(), batch.obs)
+    logits = (np.float64(x).reshape(-1, 2) for x in (trajectory.behavior_params, params, after))
+    mu, pi, new = (np.exp(x) / np.exp(x).sum(1)[:, None] for x in logits)
+    for name, policy in (("stale/kl_behavior_old", pi), ("stale/kl", new)):
+        np.testing.assert_allclose(row[name], np.average((mu * np.log(mu / policy)).sum(1), weights=mask), rtol=1e-3)
+    assert abs(row["stale/kl"] / row["stale/kl_behavior_old"] - 1) > 0.01, "else this measures nothing"
     taken = np.arange(len(mask)), trajectory.action.ravel().astype(int)
     assert row["stale/max_ratio"] == pytest.approx((pi / mu)[taken][mask > 0].max(), rel=1e-3)
     assert row["stale/max_ratio"] > 1.05
@@ -529,6 +548,11 @@ def test_the_fourth_update_with_optimal_weights(tiny, monkeypatch, lag):
         then = found[-1 - k][4]
         np.testing.assert_array_equal(trajectory.advantage[:, 4 * k : 4 * k + 4], then)
         assert np.ptp(then) > 0
+    if not lag:  # the advantage of a new row is its target less its value, and it is kept in units of the reward
+        scale = float(agent.learner.reward_scaler.scale())
+        assert abs(scale - 1) > 0.1
+        gain = np.reshape(batch.returns - batch.values, [-1, 12])[:, :4] * scale
+        np.testing.assert_allclose(np.where(trajectory.mask[:, :4] > 0, found[-1][4] - gain, 0.0), 0.0, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -150,6 +150,26 @@ def test_a_fixed_radius_keeps_nothing():
     assert float(state.growth()) == 1.0
 
 
+@pytest.mark.parametrize("max_step", [0.01, 1e9])
+@pytest.mark.usefixtures("uncompiled")
+def test_steps_are_as_long_as_the_radius_allows(tiny, max_step):
+    """A quarter of it, in KL, makes them half as long, whatever bounds them; what they use of it is counted in KL of a
+    single fresh batch, of which two used again have (2 / 3)^2."""
+    sizes = []
+    for share in (1.0, 0.25):
+        agent = Agent(tiny(radius="adaptive", reuse=2, max_step=max_step))
+        agent.start()
+        agent.learner.radius.max_kl.assign(share * agent.config.max_kl)
+        row, _ = agent.step()
+        agent.learner.wait()
+        agent.behavior.close()
+        assert row["radius/max_kl"] == share * agent.config.max_kl
+        np.testing.assert_allclose(agent.learner.radius.last_kl, row["policy/kl"] * 9 / 4, rtol=1e-6)
+        assert (row["policy/kl"] > 0.9 * row["radius/max_kl"] * 4 / 9) == (max_step == 1e9)
+        sizes.append(row["policy/step_size"])
+    np.testing.assert_allclose(sizes[1], sizes[0] / 2, rtol=1e-6)
+
+
 @pytest.mark.usefixtures("uncompiled")
 def test_what_a_step_gained_is_measured_on_the_rows_after_it(tiny, monkeypatch):
     """Minus the surrogate of the policy before, with the advantages of the policy now, over the newest rows only."""
@@ -263,6 +283,8 @@ def test_the_price_does_not_fall_while_max_step_makes_steps_short(tiny):
 
 
 def test_the_start_of_an_adaptive_radius_is_within_its_bounds():
+    with pytest.raises(UsageError, match=r"--min_kl=0\.5: must be <= --max_kl_bound"):
+        Config(env="x", radius="adaptive", min_kl=0.5)
     with pytest.raises(UsageError, match=r"--max_kl=0\.2: with --radius=adaptive between"):
         Config(env="x", radius="adaptive", max_kl=0.2)
 

@@ -122,10 +122,10 @@ def test_the_improvement_bound_holds_for_mixtures_of_older_policies():
 
     Of rows that lag by k with steps s, C TV is at most 2 max|A| s^2 (1 + k): that of a fresh batch and longer steps."""
     slack = []
-    for seed, reuse in itertools.product(range(40), (1, 2, 4)):
-        mdp, new, past, step = wandering(seed, reuse)
+    for seed, reuse, optimal in itertools.product(range(40), (1, 2, 4), (False, True)):
+        weights = off_policy.reuse_weights(reuse, optimal)
+        mdp, new, past, step = wandering(seed, len(weights))
         _, advantage, _, eta = mdp.solve(past[0])
-        weights = off_policy.reuse_weights(reuse, optimal=False)
         worst = np.abs((new * advantage).sum(1)).max()
         bound = 0.0
         for lag, (weight, mu) in enumerate(zip(weights, past, strict=True)):
@@ -140,14 +140,15 @@ def test_the_improvement_bound_holds_for_mixtures_of_older_policies():
     assert min(slack) < 0.1, "else the bound says nothing"
 
 
+@pytest.mark.parametrize("optimal", [False, True])
 @pytest.mark.parametrize("reuse", [1, 2, 4])
-def test_the_improvement_bound_holds_with_advantages_of_when_rows_were_new(reuse):
+def test_the_improvement_bound_holds_with_advantages_of_when_rows_were_new(reuse, optimal):
     """Those of mu_i: with f_i(p)(s) = sum_a p(a | s) A_mu_i(s, a), eta(new) - eta(pi) >= sum_i w_i (L_i(new) - L_i(pi)
     - 2 gamma / (1 - gamma)^2 (max|f_i(new) - f_i(pi)| E_mu_i TV(new, mu_i) + max|f_i(pi)| E_pi TV(new, pi)))."""
     slack = []
     for seed in range(40):
-        mdp, new, past, step = wandering(seed, reuse)
-        weights = off_policy.reuse_weights(reuse, optimal=False)
+        weights = off_policy.reuse_weights(reuse, optimal)
+        mdp, new, past, step = wandering(seed, len(weights))
         pi, bound, classic = past[0], 0.0, 0.0
         _, _, rho, eta = mdp.solve(pi)
         gained, moved = mdp.solve(new)[3] - eta, distance(new, pi, (1 - GAMMA) * rho)

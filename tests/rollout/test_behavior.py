@@ -181,3 +181,8 @@ def test_models_of_the_users_cannot_stay_behind(tiny):
     model = keras.Sequential([keras.layers.Dense(2)])
     with pytest.raises(UsageError, match="--pipeline"):
         Agent(tiny(pipeline=True), policy_network=model)
+
+
+def test_a_pipeline_needs_updates_between_checkpoints(tiny):
+    with pytest.raises(UsageError, match="--checkpoint_every=1: --pipeline"):
+        tiny(pipeline=True, checkpoint_every=1)

@@ -298,7 +298,7 @@ class TRPO(tf.Module):
             returns=self._rows(targets),
             values=self._rows(values[:-1]),
             mask=self._rows(trajectory.mask),
-            fresh=self._rows(trajectory.mask * (np.arange(envs) < config.num_envs)),
+            fresh=self._rows(tf.sign(trajectory.mask) * (np.arange(envs) < config.num_envs)),
             behavior_params=self._rows(trajectory.behavior_params) if config.off_policy else (),
         )
         return batch, value_features, constants, advantage_std, kept, stale
