@@ -521,13 +521,17 @@ def test_the_fourth_update_with_optimal_weights(tiny, monkeypatch, lag):
     batch, trajectory, params = found[-1][0], given[-1], params[-1]
     weights = off_policy.reuse_weights(2, optimal=True)
     assert len(weights) == 3
-    assert float(agent.policy.normalizer.moments.count) == sum(x.mask[:, :4].sum() for x in given)
+    masks = [x.mask[:, :4] for x in given]
+    assert sum(map(np.sum, masks)) < 4 * masks[0].size, "else this measures nothing"
+    for moments in (agent.policy.normalizer.moments, agent.learner.reward_scaler.moments):
+        assert float(moments.count) == sum(map(np.sum, masks))
     share = off_policy.radius_share(weights, lag)
     np.testing.assert_allclose(row["policy/step_size"], 0.05 * row["policy/advantage_std"] / 0.1 * share, rtol=1e-5)
 
     mask = batch.mask.numpy()
     expected = np.concatenate([w * x.mask[:, :4] for w, x in zip(weights, given[:0:-1], strict=True)], 1).ravel()
     np.testing.assert_allclose(mask / mask.sum(), expected / expected.sum(), rtol=1e-5)
+    np.testing.assert_array_equal(batch.fresh, np.where(np.arange(12) < 4, trajectory.mask, 0.0).ravel())
     shares = [row[f"stale/share_of_staleness_{k}"] for k in range(3 + lag)]
     assert [x > 0 for x in shares] == [False] * lag + [True] * 3
     staleness = trajectory.policy_version.ravel()
