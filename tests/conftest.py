@@ -44,6 +44,22 @@ def uncompiled(monkeypatch):
 
 
 @pytest.fixture
+def stepped(uncompiled):
+    """Starts an agent and takes so many steps: stepped(agent, 3) -> the metrics of each, its value fit included."""
+
+    def take(agent, count=1):
+        agent.start()
+        rows = []
+        for _ in range(count):
+            row, fit = agent.step()
+            rows.append(row | fit.result())
+        agent.behavior.close()
+        return rows
+
+    return take
+
+
+@pytest.fixture
 def small_network():
     """Makes a two-layer float64 network with random weights: small_network(inputs, heads) -> FlatNetwork, theta, x."""
 

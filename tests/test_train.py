@@ -304,6 +304,8 @@ def test_the_final_evaluation_counts_for_the_best(tmp_path, tiny):
 def test_resuming_refuses_another_configuration_and_nothing_to_resume(undisturbed, tmp_path, tiny):
     with pytest.raises(UsageError, match="--num_envs=2: the checkpoint has 4"):
         trpo_tf.train(tiny(num_envs=2, run_dir=str(undisturbed), resume=True))
+    with pytest.raises(UsageError, match="--max_staleness=3: the checkpoint has 64"):
+        trpo_tf.train(tiny(max_staleness=3, run_dir=str(undisturbed), resume=True))
     with pytest.raises(checkpoint.NoCheckpointError, match="no valid checkpoint"):
         trpo_tf.train(tiny(run_dir=str(tmp_path / "nothing"), resume=True))
     assert not (tmp_path / "nothing").exists()

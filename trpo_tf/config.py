@@ -169,7 +169,10 @@ class Config:
         "uniform", _STALE, "optimal: less of older batches, and more of them", choices=("uniform", "optimal")
     )
     pipeline: bool = _field(
-        False, _STALE, "collect while the update runs, with a policy one update older; steps are 1.4 times shorter"
+        False,
+        _STALE,
+        "collect while the update runs, with a policy one update older, but for the first update after a checkpoint; "
+        "steps are 1.4 times shorter",
     )
     behavior_lag: int = _field(0, _STALE, "updates that the acting policy stays behind, to study it", low=0, high=64)
     correct_stale: bool = _field(True, _STALE, "importance sampling and V-trace; without, older rows count as new ones")
@@ -177,7 +180,10 @@ class Config:
         1.0, _STALE, "largest ratio in targets and surrogate; 1 narrows the policy (Espeholt et al. 2018)", above=0
     )
     vtrace_c: float = _field(
-        1.0, _STALE, "largest ratio in traces, whose mean at 1 and above is kept at 1 (Espeholt et al. 2018)", above=0
+        1.0,
+        _STALE,
+        "largest ratio in traces, which are made up to a third longer for what that takes (Espeholt et al. 2018)",
+        above=0,
     )
     max_staleness: int = _field(64, _STALE, "updates after which batches are not kept, and rows are masked", low=0)
     min_effective_sample_size: float = _field(
@@ -212,17 +218,18 @@ class Config:
             )
         if self.pipeline and self.checkpoint_every == 1:
             raise UsageError("--checkpoint_every=1: --pipeline collects ahead between checkpoints only; must be >= 2")
-        if self.radius == "adaptive" and self.num_envs < 2:
-            raise UsageError(
-                f"--num_envs={self.num_envs}: --radius=adaptive compares halves of the environments, 2 or more"
-            )
-        if self.radius == "adaptive" and self.min_kl > self.max_kl_bound:
-            raise UsageError(f"--min_kl={self.min_kl}: must be <= --max_kl_bound={self.max_kl_bound}")
-        if self.radius == "adaptive" and not self.min_kl <= self.max_kl <= self.max_kl_bound:
-            raise UsageError(
-                f"--max_kl={self.max_kl}: with --radius=adaptive between --min_kl={self.min_kl} and "
-                f"--max_kl_bound={self.max_kl_bound}"
-            )
+        if self.radius == "adaptive":
+            if self.num_envs < 2:
+                raise UsageError(
+                    f"--num_envs={self.num_envs}: --radius=adaptive compares halves of the environments, 2 or more"
+                )
+            if self.min_kl > self.max_kl_bound:
+                raise UsageError(f"--min_kl={self.min_kl}: must be <= --max_kl_bound={self.max_kl_bound}")
+            if not self.min_kl <= self.max_kl <= self.max_kl_bound:
+                raise UsageError(
+                    f"--max_kl={self.max_kl}: with --radius=adaptive between --min_kl={self.min_kl} and "
+                    f"--max_kl_bound={self.max_kl_bound}"
+                )
 
     @property
     def time_steps(self) -> int:

@@ -151,18 +151,14 @@ def test_a_fixed_radius_keeps_nothing():
 
 
 @pytest.mark.parametrize("max_step", [0.01, 1e9])
-@pytest.mark.usefixtures("uncompiled")
-def test_steps_are_as_long_as_the_radius_allows(tiny, max_step):
+def test_steps_are_as_long_as_the_radius_allows(tiny, stepped, max_step):
     """A quarter of it, in KL, makes them half as long, whatever bounds them; what they use of it is counted in KL of a
     single fresh batch, of which two used again have (2 / 3)^2."""
     sizes = []
     for share in (1.0, 0.25):
         agent = Agent(tiny(radius="adaptive", reuse=2, max_step=max_step))
-        agent.start()
         agent.learner.radius.max_kl.assign(share * agent.config.max_kl)
-        row, _ = agent.step()
-        agent.learner.wait()
-        agent.behavior.close()
+        (row,) = stepped(agent)
         assert row["radius/max_kl"] == share * agent.config.max_kl
         np.testing.assert_allclose(agent.learner.radius.last_kl, row["policy/kl"] * 9 / 4, rtol=1e-6)
         assert (row["policy/kl"] > 0.9 * row["radius/max_kl"] * 4 / 9) == (max_step == 1e9)
@@ -170,11 +166,9 @@ def test_steps_are_as_long_as_the_radius_allows(tiny, max_step):
     np.testing.assert_allclose(sizes[1], sizes[0] / 2, rtol=1e-6)
 
 
-@pytest.mark.usefixtures("uncompiled")
-def test_what_a_step_gained_is_measured_on_the_rows_after_it(tiny, monkeypatch):
+def test_what_a_step_gained_is_measured_on_the_rows_after_it(tiny, stepped, monkeypatch):
     """Minus the surrogate of the policy before, with the advantages of the policy now, over the newest rows only."""
     agent = Agent(tiny(radius="adaptive", reuse=2, min_effective_sample_size=0.0))
-    agent.start()
     thetas, batches, step = [], [], agent.learner._policy_step
 
     def record(batch, *args):
@@ -183,10 +177,7 @@ def test_what_a_step_gained_is_measured_on_the_rows_after_it(tiny, monkeypatch):
         return step(batch, *args)
 
     monkeypatch.setattr(agent.learner, "_policy_step", record)
-    first, _ = agent.step()
-    second, _ = agent.step()
-    agent.learner.wait()
-    agent.behavior.close()
+    first, second = stepped(agent, 2)
     batch, unit = batches[1]
     policy, new = agent.policy, np.asarray(batch.fresh) > 0
     assert 0 < new.sum() <= 64 < len(new)
@@ -244,13 +235,8 @@ def test_the_promise_is_that_of_two_halves_by_dense_algebra():
     np.testing.assert_allclose(metrics["policy/unbiased_improvement"], expected, rtol=1e-6)
 
 
-@pytest.mark.usefixtures("uncompiled")
-def test_the_price_follows_the_divergence(tiny):
-    agent = Agent(tiny(objective="penalty", max_kl=0.02))
-    agent.start()
-    rows = [agent.step()[0] for _ in range(12)]
-    agent.learner.wait()
-    agent.behavior.close()
+def test_the_price_follows_the_divergence(tiny, stepped):
+    rows = stepped(Agent(tiny(objective="penalty", max_kl=0.02)), 12)
     late = [row["policy/kl"] for row in rows[6:] if row["policy/reason"] == "accepted"]
     assert 0.02 / 4 < np.mean(late) < 0.02 * 4
     assert rows[0]["radius/penalty"] == 1.0
@@ -272,13 +258,8 @@ def test_radius_and_price_are_in_the_checkpoint(tiny):
         np.testing.assert_array_equal(variable, variables[variable.name])
 
 
-@pytest.mark.usefixtures("uncompiled")
-def test_the_price_does_not_fall_while_max_step_makes_steps_short(tiny):
-    agent = Agent(tiny(objective="penalty", max_step=1e-6))
-    agent.start()
-    rows = [agent.step()[0] for _ in range(3)]
-    agent.learner.wait()
-    agent.behavior.close()
+def test_the_price_does_not_fall_while_max_step_makes_steps_short(tiny, stepped):
+    rows = stepped(Agent(tiny(objective="penalty", max_step=1e-6)), 3)
     assert [row["radius/penalty"] for row in rows] == [1.0, 1.0, 1.0]
 
 
@@ -289,8 +270,7 @@ def test_the_start_of_an_adaptive_radius_is_within_its_bounds():
         Config(env="x", radius="adaptive", max_kl=0.2)
 
 
-@pytest.mark.usefixtures("uncompiled")
-def test_an_environment_is_in_one_half_in_every_batch_of_a_mixture(tiny, monkeypatch):
+def test_an_environment_is_in_one_half_in_every_batch_of_a_mixture(tiny, stepped, monkeypatch):
     """Of 3 environments, column 0 of the newest batch and 3 of the older one are the same."""
     agent, halves = Agent(tiny(num_envs=3, reuse=2, radius="adaptive")), []
 
@@ -299,10 +279,7 @@ def test_an_environment_is_in_one_half_in_every_batch_of_a_mixture(tiny, monkeyp
         return policy_step(*args)
 
     monkeypatch.setattr("trpo_tf.learner.trpo.policy_step", step)
-    agent.start()
-    agent.step()
-    agent.learner.wait()
-    agent.behavior.close()
+    stepped(agent)
     np.testing.assert_array_equal(halves[0][:6], [0, 1, 0, 0, 1, 0])
 
 
