@@ -3,8 +3,9 @@ PYTHON ?= python3
 ENV ?= Hopper-v5
 ARGS ?=
 BIN := .venv/bin
+UNIT := tests/acting tests/learner tests/policy tests/run tests/test_config.py tests/test_files.py tests/test_imports.py
 
-.PHONY: install train test test-all lint format peers lock clean
+.PHONY: install train test test-unit test-all lint format peers lock clean
 
 install: .venv/installed
 
@@ -21,11 +22,15 @@ train: install
 test: install
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
+# Of one room at a time, in under a minute.
+test-unit: install
+	$(BIN)/python -m pytest -m "not slow" $(UNIT) $(ARGS)
+
 test-all: install
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: install
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 format: install
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
@@ -47,4 +52,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -15,6 +15,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["trpo_tf", "trpo_tf.*"]),
+    package_data={"trpo_tf": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -37,6 +38,6 @@ setup(
         "box2d": ["gymnasium[box2d]>=1.2"],
         "serving": ["aiohttp>=3.10", "tensorflow-serving-api>=2.20"],
         "video": ["moviepy>=2.0"],
-        "dev": ["pre-commit>=4.0", "pytest>=8.0", "pytest-xdist>=3.6", "pyyaml>=6.0", "ruff>=0.12"],
+        "dev": ["mypy>=1.13", "pre-commit>=4.0", "pytest>=8.0", "pytest-xdist>=3.6", "pyyaml>=6.0", "ruff>=0.12"],
     },
 )

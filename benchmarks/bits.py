@@ -3,11 +3,17 @@
     python benchmarks/bits.py --output=before.json --tree=../before     # at a commit
     python benchmarks/bits.py --compare=before.json                     # at another, on the same machine
 
-A change that should not change results leaves every hash as it was. Names may move: an array or column whose name is gone
-is looked for by its hash. Bits depend on the CPU, so only records of one machine can be compared.
+A change that should not change results leaves every hash as it was. Names may change: an array or column whose name is
+gone is looked for by its hash. Several new ones may have that hash, all zeros for example. Then the one with the most
+similar name is taken, so lines about what moved have to be read. Time columns are left out, and so is what stands in
+the checkpoint's manifest.
+
+Bits depend on the CPU, on the number of usable cores and on the installed packages: only records of one machine can be
+compared. The source tree may be another one, the interpreter and the flags below are the same for both.
 """
 
 import csv
+import difflib
 import hashlib
 import json
 import os
@@ -26,21 +32,33 @@ KINDS = {
     "half_cheetah": ["--env=HalfCheetah-v5"],
     "cartpole": ["--env=CartPole-v1"],
     "gru": ["--env=CartPole-v1", "--network=gru", "--steps_per_update=1024"],
-    "pixels": ["--env=Pong-v5", "--fisher_chunk=100", "--steps_per_update=256", "--num_envs=4", "--value_epochs=2"],
+    "pixels": ["--env=Pong-v5", "--chunk_size=100", "--steps_per_update=256", "--num_envs=4", "--value_epochs=2"],
     "reuse": [*HOPPER, "--reuse=2"],
     "lag": [*HOPPER, "--behavior_lag=2"],
     "adaptive": [*HOPPER, "--radius=adaptive"],
     "penalty": [*HOPPER, "--objective=penalty"],
-}
+    "pipeline": [*HOPPER, "--pipeline", "--reuse=2", "--reuse_weights=optimal"],
+    "beta": ["--env=HalfCheetah-v5", "--action_distribution=beta", "--fisher_product=reverse"],
+    "lstm": [
+        "--env=CartPole-v1", "--network=lstm", "--share_torso", "--layer_norm", "--env_backend=gymnasium",
+        "--num_envs=4", "--steps_per_update=512",
+    ],
+}  # fmt: skip
 FIXED = [
     f"--checkpoint_every={UPDATES}", "--eval_every=10", "--eval_episodes=2", "--final_eval_episodes=0", "--noexport",
     "--notensorboard", "--keep_checkpoints=3", "--run_dir=run",
 ]  # fmt: skip
 
-_KINDS = flags.DEFINE_list("kinds", list(KINDS), "which kinds of run")
+_KINDS = flags.DEFINE_list("kinds", [], "which kinds of run; empty: all, or those of --compare")
 _OUTPUT = flags.DEFINE_string("output", "", "write the hashes to this JSON file")
 _COMPARE = flags.DEFINE_string("compare", "", "compare with the hashes in this JSON file; exit 1 where they differ")
 _TREE = flags.DEFINE_string("tree", str(Path(__file__).parents[1]), "the source tree that trains")
+flags.register_validator(
+    "kinds", lambda kinds: set(kinds) <= set(KINDS), f"--kinds have to be among {', '.join(KINDS)}"
+)
+flags.register_validator(
+    "tree", lambda tree: (Path(tree) / "trpo_tf" / "train.py").is_file(), "--tree has to hold trpo_tf/train.py"
+)
 
 
 def digest(data: bytes) -> str:
@@ -49,7 +67,11 @@ def digest(data: bytes) -> str:
 
 
 def hashes(kind: str) -> dict[str, str]:
-    """Trains one kind of run, and returns hashes by "array/<name>" and "column/<name>"."""
+    """Trains one kind of run, and returns hashes by "array/<name>" and "column/<name>".
+
+    Raises:
+      subprocess.CalledProcessError: the run failed; its messages went to stderr.
+    """
     arguments = [*KINDS[kind], *FIXED]
     rows = next((int(x.split("=")[1]) for x in arguments if x.startswith("--steps_per_update=")), 2048)
     with tempfile.TemporaryDirectory() as directory:
@@ -72,25 +94,34 @@ def hashes(kind: str) -> dict[str, str]:
 
 def differences(before: dict[str, str], after: dict[str, str]) -> tuple[list[str], list[str]]:
     """Lines about what differs or is gone, and about what moved or is new."""
-    changed = [f"differs: {name}" for name in before if name in after and before[name] != after[name]]
-    gone = [name for name in before if name not in after]
+    gone = {name: value for name, value in before.items() if name not in after}
     new = {name: value for name, value in after.items() if name not in before}
-    moved = []
-    for name in gone:
-        there = next((key for key, value in new.items() if value == before[name]), None)
-        if there is None:
-            changed.append(f"gone: {name}")
-        else:
-            moved.append(f"moved: {name} -> {there}")
-            del new[there]
-    return changed, moved + [f"new: {name}" for name in new]
+    moved = matched(gone, new)
+    changed = [f"differs: {name}" for name in before if name in after and before[name] != after[name]]
+    changed += [f"gone: {name}" for name in gone if name not in moved]
+    others = [f"moved: {name} -> {moved[name]}" for name in gone if name in moved]
+    return changed, others + [f"new: {name}" for name in new if name not in moved.values()]
+
+
+def matched(gone: dict[str, str], new: dict[str, str]) -> dict[str, str]:
+    """Names to new names with the same hash, one to one; where there is a choice, the most similar pair first."""
+    pairs = [(name, there) for name in gone for there in new if gone[name] == new[there]]
+    pairs.sort(key=lambda pair: difflib.SequenceMatcher(None, *pair).ratio(), reverse=True)
+    found: dict[str, str] = {}
+    for name, there in pairs:
+        if name not in found and there not in found.values():
+            found[name] = there
+    return found
 
 
 def main(_) -> None:
     """Trains the kinds, writes or compares."""
     before = json.loads(Path(_COMPARE.value).read_text(encoding="utf-8")) if _COMPARE.value else {}
+    kinds = _KINDS.value or [kind for kind in KINDS if kind in before] or list(KINDS)
+    if unknown := sorted(set(kinds) - set(before)) if _COMPARE.value else []:
+        sys.exit(f"--compare={_COMPARE.value}: has no {', '.join(unknown)}; name others by --kinds")
     found, different = {}, False
-    for kind in _KINDS.value:
+    for kind in kinds:
         found[kind] = hashes(kind)
         line = f"{kind}: {len(found[kind])} hashes, all: {digest(json.dumps(found[kind], sort_keys=True).encode())}"
         if kind in before:

@@ -1,13 +1,16 @@
-"""Variants of the learner on several environments and seeds: the area under the return curve, and the final return.
+"""Variants of the learner on several environments and seeds: area under the return curve, and final return.
 
     pip install 'trpo_tf[benchmarks]'
     python benchmarks/compare.py --study=reuse
     python benchmarks/compare.py --study=staleness --seeds=0,1,2 --jobs=2
 
-Area: mean of the training return (drawn actions, 20 episodes) over the steps of a run. Final: 20 deterministic
-episodes. Both are divided by the mean of the study's first variant on that environment; over all runs of a variant, the
-interquartile mean with a stratified bootstrap interval of 95 % (Agarwal et al. 2021, arXiv:2108.13264).
-Results go to results/<study>.json and .md after every run. What is in there, or in --work_dir, is not trained again.
+The area is the mean of the training return over the steps of a run. The training return is that of drawn actions, over
+20 episodes. The final return is the mean of 20 deterministic episodes. The last columns are relative to the mean of the
+study's first variant on the same environment. IQM is the interquartile mean of all runs of a variant, with a stratified
+bootstrap interval of 95 % (Agarwal et al. 2021, arXiv:2108.13264).
+
+Results go to results/<study>.json and .md after every run. Runs that are in there, or in --work_dir, are not trained
+again. In the study "reuse", the variant "half the rows" has half of the transitions per update.
 """
 
 import json
@@ -21,11 +24,12 @@ from absl import app, flags
 from recipes import FIRST, RECIPES, trained
 from scipy import stats
 
-from trpo_tf.rollout.envs import usable_cores
-from trpo_tf.run.metrics import read_csv
+from trpo_tf.rollout.backends.base import usable_cores
+from trpo_tf.run.metrics.csv import read_csv
 
 RESULTS = Path(__file__).resolve().parent / "results"
-# Trajectories stay as long as the recipe's; environments start again, at checkpoints, and are evaluated as often.
+# Trajectories stay as long as the recipe's. Environments are rebuilt, at checkpoints, and evaluations run after as many
+# environment steps as with the recipe.
 HALF = ("--steps_per_update=1024", "--num_envs={half}", "--checkpoint_every=100", "--eval_every=200")
 # study: environments, {variant: flags beside the recipe's}
 STUDIES = {
@@ -65,7 +69,7 @@ flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1)
 
 
 def area(rows: list[dict[str, str]]) -> float:
-    """The mean of the training return over the steps of a run, from the first episode's end on."""
+    """The mean of the training return over the steps of a run, from the end of the first episode on."""
     steps, returns = np.array(
         [(int(row["env_steps"]), float(row["env/episode_return"])) for row in rows if row["env/episode_return"]]
     ).T
@@ -73,7 +77,7 @@ def area(rows: list[dict[str, str]]) -> float:
 
 
 def record(env: str, variant: str, seed: int, more: tuple[str, ...]) -> dict:
-    """One run's numbers, after training it where it is not there yet. Runs at a time share the cores."""
+    """Trains a run where it is not there yet, and returns its numbers. Runs at the same time share the cores."""
     recipe = (RECIPES / f"{FIRST[env]}.flags").read_text(encoding="utf-8")
     half = int(re.search(r"^--num_envs=(\d+)$", recipe, re.MULTILINE)[1]) // 2
     more = tuple(flag.format(half=half) for flag in more)
@@ -86,13 +90,16 @@ def record(env: str, variant: str, seed: int, more: tuple[str, ...]) -> dict:
 
 
 def interquartile_mean(*samples) -> float:
-    """Of all samples together; axis -1, as scipy.stats.bootstrap wants it."""
+    """The interquartile mean of all samples together, over the last axis, as scipy.stats.bootstrap asks for it."""
     return stats.trim_mean(np.concatenate(samples, axis=-1), 0.25, axis=-1)
 
 
 def table(found: dict[tuple[str, str, int], dict], envs, variants) -> str:
-    """Markdown: per environment the means over seeds, then, in those of the first variant with the same seeds, their
-    mean, and from four runs on the interquartile mean of all; neither for variants that lack an environment."""
+    """A line per variant: means over seeds by environment, then their mean and the interquartile mean of all runs.
+
+    The last two are relative to the first variant's means over the same seeds. A variant that lacks an environment has
+    neither; the interquartile mean needs at least 4 runs, and 2 per environment.
+    """
     lines = []
     for kind in ("area", "final"):
         lines += [f"| {kind} | {' | '.join(envs)} | mean | IQM (95 %) | seeds |", "|---" * (len(envs) + 4) + "|"]

@@ -1,9 +1,9 @@
-"""Draws docs/lower_bound.png: the return, its surrogate and the lower bound of TRPO's theorem 1 along a policy step.
+"""Draws docs/lower_bound.png: return, surrogate and the lower bound of TRPO's theorem 1 along a policy step.
 
     python benchmarks/lower_bound.py
 
-A random finite MDP, softmax policies, everything exact: return and advantages by linear algebra, surrogate and KL by
-the functions that train. The path leads from theta_old along the natural gradient.
+A random finite MDP with softmax policies. Return and advantages are computed exactly, by linear algebra; surrogate and
+KL by the functions that training uses. The step leads from theta_old along the natural gradient.
 """
 
 from pathlib import Path
@@ -14,9 +14,9 @@ import numpy as np
 import tensorflow as tf
 from absl import app
 
-from trpo_tf.config import Config
-from trpo_tf.learner.trpo import surrogate
-from trpo_tf.policy import distributions
+from trpo_tf.config import PolicyConfig
+from trpo_tf.learner.objective import surrogate
+from trpo_tf.policy.distributions import ActionDistribution
 from trpo_tf.types import Batch
 
 OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lower_bound.png"
@@ -24,7 +24,7 @@ STATES, ACTIONS, GAMMA = 4, 3, 0.4
 
 
 def softmax(theta):
-    """Rows of logits to rows of probabilities."""
+    """Logits [S, A] to probabilities [S, A]."""
     e = np.exp(theta - theta.max(1, keepdims=True))
     return e / e.sum(1, keepdims=True)
 
@@ -37,7 +37,7 @@ def main(argv):
     start, theta_old = rng.dirichlet(np.ones(STATES)), rng.normal(size=(STATES, ACTIONS))
 
     def solve(policy):
-        """Advantages [S, A], unnormalised visitation frequencies [S], and the expected return."""
+        """Advantages [S, A], discounted visitation frequencies [S] that sum to 1 / (1 - gamma), and the return."""
         step = np.eye(STATES) - GAMMA * np.einsum("sa,sat->st", policy, transitions)
         values = np.linalg.solve(step, (policy * reward).sum(1))
         return reward + GAMMA * transitions @ values - values[:, None], np.linalg.solve(step.T, start), start @ values
@@ -45,24 +45,23 @@ def main(argv):
     old = softmax(theta_old)
     advantage, visits, eta_old = solve(old)
     states, actions = np.divmod(np.arange(STATES * ACTIONS), ACTIONS)
-    family = distributions.Family(gym.spaces.Discrete(ACTIONS), Config(env="x"))
-    rows = Batch(
-        obs=(),
-        action=tf.constant(actions[:, None], tf.float32),
+    distribution = ActionDistribution(gym.spaces.Discrete(ACTIONS), PolicyConfig())
+    weights = tf.constant((visits[:, None] * old)[states, actions])
+    batch = Batch(
+        features=(),
+        raw_action=tf.constant(actions[:, None], tf.float32),
         behavior_logp=tf.constant(np.log(old[states, actions])),
         advantage=tf.constant(advantage[states, actions]),
-        returns=(),
-        values=(),
-        mask=(),
+        weights=weights,
     )
-    weights = tf.constant((visits[:, None] * old)[states, actions])
-    price = 4 * np.abs(advantage).max() * GAMMA / (1 - GAMMA) ** 2
+    penalty = 4 * np.abs(advantage).max() * GAMMA / (1 - GAMMA) ** 2  # the coefficient C
     lengths, curves = np.linspace(-1.0, 1.5, 251), []
     for length in lengths:
-        theta = theta_old + length * advantage  # the natural gradient of softmax logits, up to what leaves pi alone
-        local = eta_old + float(surrogate(family, tf.constant(theta[states]), rows, weights))
-        kl = float(tf.reduce_max(family.kl(tf.constant(theta_old), tf.constant(theta))))
-        curves.append((solve(softmax(theta))[2], local, local - price * kl))
+        # The natural gradient of softmax logits is the advantage, up to a constant per state, which leaves pi as it is.
+        theta = theta_old + length * advantage
+        local = eta_old + float(surrogate(distribution, tf.constant(theta[states]), batch, weights))
+        kl = float(tf.reduce_max(distribution.kl(tf.constant(theta_old), tf.constant(theta))))
+        curves.append((solve(softmax(theta))[2], local, local - penalty * kl))
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     names = "expected return", "surrogate L", "lower bound L - C max KL"
     for values, name, style in zip(np.array(curves).T, names, ("-", "--", "-"), strict=True):

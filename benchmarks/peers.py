@@ -1,4 +1,4 @@
-"""The peers, measured by the programs beside this one; PyTorch and TensorFlow do not get along in one process.
+"""Measures the peers, in a process of its own: PyTorch and TensorFlow crash in one.
 
     python -m venv .venv-peers
     .venv-peers/bin/pip install sb3-contrib tianshou envpool 'gymnasium[mujoco]' absl-py
@@ -23,10 +23,10 @@ PYTHON = flags.DEFINE_string(
 )
 if __name__ == "__main__":
     flags.DEFINE_enum("task", "throughput", ["throughput", "update", "predict", "return"], "what to measure")
-    flags.DEFINE_enum("system", "sb3-contrib", ["sb3-contrib", "tianshou"], "whom")
+    flags.DEFINE_enum("system", "sb3-contrib", ["sb3-contrib", "tianshou"], "which peer")
     flags.DEFINE_string("env", "HalfCheetah-v5", "environment")
     flags.DEFINE_integer("num_envs", 16, "environments stepped together")
-    flags.DEFINE_integer("rows", 2048, "rows per update, or observations per answer")
+    flags.DEFINE_integer("rows", 2048, "transitions per update, or observations per answer")
     flags.DEFINE_integer("hidden", 64, "units of each of the two hidden layers")
     flags.DEFINE_integer("epochs", 10, "passes of the value fit")
     flags.DEFINE_integer("cg_iterations", 15, "of sb3-contrib; 15 is its default")
@@ -188,14 +188,14 @@ def timed(function) -> float:
     return time.perf_counter() - start
 
 
-def repeated(update, rows: int, seconds: float) -> float:
-    """Rows per second of an update, the first one left out."""
+def repeated(update, steps: int, seconds: float) -> float:
+    """Environment steps per second of an update that takes so many, the first one left out."""
     update()
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         update()
         count += 1
-    return count * rows / (time.perf_counter() - start)
+    return count * steps / (time.perf_counter() - start)
 
 
 def main(argv):

@@ -1,11 +1,11 @@
-"""The recipes of flags/ that the benchmarks train, what is expected of them, and how one is trained."""
+"""The recipes of flags/ that the benchmarks train, the return expected of each, and a function that trains one."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 RECIPES = Path(__file__).resolve().parents[1] / "flags"
-# (environment, recipe): environment steps, the mean return that the recipe is expected to reach
+# (environment, recipe): (environment steps, the mean return that releases have to reach)
 TABLE = {
     ("CartPole-v1", "classic_control"): (100_000, 500),
     ("Acrobot-v1", "classic_control"): (200_000, -90),
@@ -22,12 +22,19 @@ TABLE = {
     ("BipedalWalker-v3", "box2d"): (1_000_000, 200),
     ("Pong-v5", "atari"): (2_000_000, -10),
 }
-FIRST = {env: recipe for env, recipe in reversed(TABLE)}  # of each environment
-BEST = dict(TABLE.keys())  # the last of each environment
+FIRST = {env: recipe for env, recipe in reversed(TABLE)}  # the first recipe of each environment
+BEST = dict(TABLE.keys())  # the last recipe of each environment
 
 
 def trained(run_dir: Path, env: str, recipe: str, seed: int, more: tuple[str, ...] = ()) -> Path:
-    """A finished run: one that is there, one that is resumed, or a new one with `more` flags. Returns run_dir."""
+    """Trains a run to its end, and returns run_dir. A finished run is left as it is, an interrupted one is resumed.
+
+    Args:
+      run_dir: of the run.
+      env, recipe: a key of TABLE.
+      seed: of the run.
+      more: flags beside those of the recipe, of a new run.
+    """
     if (run_dir / "evaluation.json").exists():
         return run_dir
     command = [sys.executable, "-m", "trpo_tf.train", f"--run_dir={run_dir}"]

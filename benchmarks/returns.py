@@ -1,15 +1,17 @@
 """Trains the recipes that the README's table reports, several seeds each, and writes that table.
 
-    python benchmarks/returns.py                       # everything, an hour or two on two cores
+    python benchmarks/returns.py                       # all of the table, an hour or two on two cores
     python benchmarks/returns.py --envs=Hopper-v5 --seeds=0,1,2,3,4
     python benchmarks/returns.py --envs=Hopper-v5,HalfCheetah-v5 --vary=num_envs=4,8,16,32,64,128
     python benchmarks/returns.py --envs=Hopper-v5 --vary=action_distribution=gaussian,squashed_gaussian,beta
 
-Every run's final evaluation (20 deterministic episodes) goes to results/returns.json, its progress.csv, thinned to at
-most 200 rows, to results/<env>-s<seed>.csv, and the table to results/returns.md. With --vary, the first recipe of an
-environment is trained with these values of one flag instead; results/<flag>.json and .md have returns and speeds by
-value.
-Runs that are already in --work_dir are not trained again; one that was interrupted is resumed.
+The final evaluation of every run (20 deterministic episodes) goes to results/returns.json, and the table to
+results/returns.md. At most 200 rows of its progress.csv go to results/<env>-s<seed>.csv.
+
+With --vary, the first recipe of each environment is trained with several values of one flag. Returns and speeds by
+value go to results/<flag>.json and .md.
+
+A finished run in --work_dir is not trained again, and an interrupted one is resumed.
 """
 
 import csv
@@ -22,23 +24,23 @@ from pathlib import Path
 from absl import app, flags
 from recipes import FIRST, TABLE, trained
 
-from trpo_tf.run.metrics import read_csv
+from trpo_tf.run.metrics.csv import read_csv
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MOST_ROWS = 200
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("envs", list(FIRST), "environments to train on")
-flags.DEFINE_list("recipes", [], "train these only; empty: all of the table")
+flags.DEFINE_list("recipes", [], "recipes to train; empty: all of the table")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of each")
-flags.DEFINE_string("vary", "", "a flag and its values, flag=value,value, instead of the recipe's")
+flags.DEFINE_string("vary", "", "a flag and its values, flag=value,value, in place of the recipe's")
 flags.register_validator("vary", lambda x: not x or all(x.partition("=")), message="give it as flag=value,value")
 flags.DEFINE_string("work_dir", "runs/returns", "where the runs themselves go")
 flags.DEFINE_integer("jobs", 1, "runs at a time; more than one spoils the speeds that are recorded", lower_bound=1)
 
 
 def train(env: str, recipe: str, seed: int, work_dir: Path, varied: tuple[str, ...] = ()) -> dict:
-    """One run from start to end, or from where it was interrupted. varied: a flag and its value. Returns its record."""
+    """Trains one run to its end, and returns its record. varied: a flag and its value, in place of the recipe's."""
     name = env if recipe == FIRST[env] else f"{env}-{recipe}"
     more = ("--{}={}".format(*varied),) if varied else ()
     run_dir = trained(work_dir / f"{'-'.join([name, *varied])}-s{seed}", env, recipe, seed, more)
@@ -46,8 +48,10 @@ def train(env: str, recipe: str, seed: int, work_dir: Path, varied: tuple[str, .
     if not varied:
         thin(rows, RESULTS / f"{name}-s{seed}.csv")
     evaluation = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))
-    best = max((float(row["eval/episode_return"]) for row in rows if row["eval/episode_return"]), default=None)
-    # Wall clock from the end of the first update on: evaluations, checkpoints and logging included, compilation not.
+    # A run that ends before the first periodic evaluation has no such column.
+    best = max((float(row["eval/episode_return"]) for row in rows if row.get("eval/episode_return")), default=None)
+    # Wall-clock time from the end of the first update on: evaluations, checkpoints and logging are in it, compilation
+    # is not.
     seconds = float(rows[-1]["time/elapsed_seconds"]) - float(rows[0]["time/elapsed_seconds"])
     speed = (int(rows[-1]["env_steps"]) - int(rows[0]["env_steps"])) / seconds
     record = {"env": env, "seed": seed, "recipe": recipe, "env_steps": int(rows[-1]["env_steps"])}
@@ -56,7 +60,7 @@ def train(env: str, recipe: str, seed: int, work_dir: Path, varied: tuple[str, .
 
 
 def thin(rows: list[dict[str, str]], path: Path) -> None:
-    """Writes at most MOST_ROWS rows, evenly spaced, the last one among them."""
+    """Writes at most MOST_ROWS rows to a CSV file, evenly spaced, the last one among them."""
     count = min(MOST_ROWS, len(rows))
     kept = [rows[round((k + 1) * len(rows) / count) - 1] for k in range(count)]
     with open(path, "w", newline="", encoding="utf-8") as file:
@@ -74,7 +78,7 @@ def summary(records: list[dict]) -> tuple[str, str, str]:
 
 
 def markdown(records: list[dict]) -> str:
-    """The table: one row per environment, seeds side by side."""
+    """A line per environment and recipe, seeds side by side."""
     lines = [
         "| environment | recipe | steps | return by seed | mean | expected | steps/s |",
         "|---|---|---|---|---|---|---|",
@@ -89,7 +93,7 @@ def markdown(records: list[dict]) -> str:
 
 
 def by_value(records: list[dict], flag: str) -> str:
-    """The table over the values of a flag, in the order of the records."""
+    """A line per environment and value of a flag, in the order of the records."""
     lines = [f"| environment | {flag} | return by seed | mean | steps/s |", "|---|---|---|---|---|"]
     for env, value in dict.fromkeys((r["env"], r[flag]) for r in records):
         mine = sorted((r for r in records if (r["env"], r[flag]) == (env, value)), key=lambda r: r["seed"])

@@ -1,12 +1,12 @@
-"""Requests per second and latency of a served policy, while a version is exchanged.
+"""Requests per second and latency of a served policy, while the server takes over a new version.
 
-    python benchmarks/serving.py                                  # the local server, three minutes
-    TF_SERVING_URL=http://127.0.0.1:8501 python benchmarks/serving.py      # that one too, of the model "policy"
+    python benchmarks/serving.py                                  # python -m trpo_tf.serve; three minutes
+    TF_SERVING_URL=http://127.0.0.1:8501 python benchmarks/serving.py     # a TF Serving with a model "policy", too
 
-A policy of Hopper's spaces with random weights, 64-64, is exported twice. Clients, each a process with a connection of
-its own, ask for one observation after the other (batches: of 32) until the time is over; halfway the second version
-appears. Errors are counted, not retried. Everything is on loopback and bounded in number and time. Writes
-results/serving.md and .json.
+Two policies of Hopper's spaces with random weights, 64-64, are exported. Each client is a process with a connection of
+its own. It sends one request after the other until the time is over, with 1 observation or with 32. Halfway the server
+finds a new version. A request that fails is counted, not repeated. All connections are on loopback. Writes
+results/serving.md and .json. In them, rows are observations of a request.
 """
 
 import json
@@ -18,7 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import app, flags
@@ -31,28 +33,29 @@ WIDTH = 11  # of Hopper's observations
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("clients", ["1", "4", "16"], "how many ask at the same time")
-flags.DEFINE_list("batches", ["1", "32"], "rows of a request")
+flags.DEFINE_list("batches", ["1", "32"], "observations of a request")
 flags.DEFINE_float("seconds", 10.0, "length of each measurement", lower_bound=1.0, upper_bound=120.0)
+flags.DEFINE_string("results", "serving", "name of the files in results/")
 
 
 def export_twice(directory: Path) -> None:
     """Versions 1 and 2 of two policies, side by side: directory/1 and directory/later."""
     import gymnasium as gym
 
-    from trpo_tf.config import Config
+    from trpo_tf.config import PolicyConfig
     from trpo_tf.policy.policy import Policy
-    from trpo_tf.run import saved_model
+    from trpo_tf.serving import saved_model
 
     spaces = gym.spaces.Box(-np.inf, np.inf, (WIDTH,)), gym.spaces.Box(-1, 1, (3,))
     for seed, name in ((0, "1"), (1, "later")):
-        made = saved_model.save(Policy(*spaces, Config(env="x"), seed), 1.0, {"env": "x"}, directory / "made")
+        made = saved_model.save(Policy(*spaces, PolicyConfig(), seed), 1.0, {"env": "x"}, directory / "made")
         made.rename(directory / name)
     (directory / "made").rmdir()
 
 
-def ask(url: str, rows: int, seconds: float, ready, found) -> None:
-    """One client, from when all are ready: latencies in seconds, the versions that answered, errors."""
-    obs = np.random.default_rng(os.getpid()).normal(size=(rows, WIDTH)).astype(np.float32)
+def ask(url: str, batch: int, seconds: float, ready, found) -> None:
+    """One client, from when all are ready. Puts latencies in seconds, the versions that answered, and errors."""
+    obs = np.random.default_rng(os.getpid()).normal(size=(batch, WIDTH)).astype(np.float32)
     policy, latencies, versions, errors = client.Policy(url, deadline=30.0), [], set(), []
     policy.predict(obs)
     ready.wait(120)
@@ -68,11 +71,11 @@ def ask(url: str, rows: int, seconds: float, ready, found) -> None:
     found.put((latencies, versions, errors))
 
 
-def measure(url: str, clients: int, rows: int, seconds: float, halfway) -> dict:
+def measure(url: str, clients: int, batch: int, seconds: float, halfway: Callable[[], None]) -> dict[str, Any]:
     """Runs the clients; halfway() is called when half of the time is over."""
     context = multiprocessing.get_context("spawn")
     found, ready = context.Queue(), context.Barrier(clients + 1)
-    processes = [context.Process(target=ask, args=(url, rows, seconds, ready, found)) for _ in range(clients)]
+    processes = [context.Process(target=ask, args=(url, batch, seconds, ready, found)) for _ in range(clients)]
     for process in processes:
         process.start()
     ready.wait(120)
@@ -92,7 +95,11 @@ def measure(url: str, clients: int, rows: int, seconds: float, halfway) -> dict:
 
 
 class LocalServer:
-    """python -m trpo_tf.serve on a directory of its own, in which the later version appears once."""
+    """python -m trpo_tf.serve on a directory of its own.
+
+    Attributes:
+      urls: of the server, by interface.
+    """
 
     def __init__(self, directory: Path):
         self._directory = directory
@@ -104,7 +111,7 @@ class LocalServer:
         self.urls = {"REST": rest.partition("/v1/")[0], "gRPC": f"grpc://{grpc}"}
 
     def exchange(self) -> None:
-        """Lets the next version appear, by a rename as the exporter does it."""
+        """Makes the next version appear, by a rename as the exporter does."""
         numbers = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
         copy = self._directory / "copy"
         shutil.copytree(self._directory / "later", copy)
@@ -142,16 +149,17 @@ def main(argv):
             for server, urls, exchange in servers:
                 for interface, url in urls.items():
                     for clients in map(int, FLAGS.clients):
-                        for rows in map(int, FLAGS.batches):
-                            found = measure(url, clients, rows, FLAGS.seconds, exchange)
-                            record = {"server": server, "interface": interface, "clients": clients, "rows": rows}
+                        for batch in map(int, FLAGS.batches):
+                            found = measure(url, clients, batch, FLAGS.seconds, exchange)
+                            record = {"server": server, "interface": interface, "clients": clients, "rows": batch}
                             records.append(record | found)
                             print(table(records[-1:]).splitlines()[-1], flush=True)
         finally:
             local.close()
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "serving.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "serving.md").write_text(table(records), encoding="utf-8")
+    path = RESULTS / f"{FLAGS.results}.json"
+    path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(table(records), encoding="utf-8")
     print(table(records))
 
 

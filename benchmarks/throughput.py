@@ -4,24 +4,29 @@
     python benchmarks/throughput.py                               # every environment and system, half an hour
     python benchmarks/throughput.py --envs=HalfCheetah-v5 --repeats=5
 
-The same for all: 2048 rows per update, networks 64-64, 10 passes of the value fit in minibatches of 128. (Tianshou's
-TRPO would take a policy step for every minibatch; its 10 passes are over the whole batch.) Systems take turns, each
-measurement in a process of its own; the table has medians. Compilation and the first update are left out. `trpo_tf:N`
-is without periodic evaluation, as the peers are; `defaults` is this project as it comes, evaluation and all, the recipe
-of the MuJoCo rows of the README's table; `rl-zoo` is sb3-contrib with its recipe for MuJoCo there; `simulator` is
-EnvPool alone with random actions, stepped as its documentation does, `bound` with each of its threads on a core of its
-own, as this project runs it, and `our actions` with those that this project's policy takes in the middle of such a
-training (Humanoid-v5 costs a third more with them). Writes results/throughput.json, .md and .png;
-what was not measured again stays in them.
+The same for all: 2048 transitions per update, networks 64-64, 10 passes of the value fit in minibatches of 128. Only
+tianshou's passes are over the whole batch: it would take a policy step for every minibatch. Systems take turns, each
+measurement in a process of its own. Compilation and the first update are left out. The table has medians.
 
-This project with other settings (docs/off_policy.md), on a machine that does nothing else:
+    trpo_tf:N              without periodic evaluation, as the peers are
+    trpo_tf defaults       with all settings by default, as in flags/mujoco.flags, periodic evaluation included
+    sb3-contrib:N          its TRPO with its own defaults, but for what is the same for all
+    sb3-contrib rl-zoo     its TRPO with the recipe of RL Baselines3 Zoo for MuJoCo
+    tianshou envpool:N     its TRPO on EnvPool
+    simulator:N            EnvPool alone with random actions, stepped as its documentation does
+    simulator bound:N      the same, each of its threads bound to a core of its own, as trpo_tf runs it
+    ... our actions:N      either, with the actions of trpo_tf's policy halfway through its training; a step of
+                           Humanoid-v5 takes a third longer with them
+
+Writes results/throughput.json, .md and .png; what is not measured again stays in them.
+
+trpo_tf with other settings (docs/off_policy.md), on a machine that does nothing else:
 
     python benchmarks/throughput.py --results=off_policy_cost --envs=HalfCheetah-v5 \\
       --systems='trpo_tf:16,trpo_tf:16 pipeline=true,trpo_tf:16 radius=adaptive,trpo_tf:8 reuse=2 steps_per_update=1024'
 """
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -32,7 +37,7 @@ from absl import app, flags
 from peers import ask, repeated, zoo
 
 RESULTS = Path(__file__).resolve().parent / "results"
-ROWS, EPOCHS, MINIBATCH = 2048, 10, 128
+TRANSITIONS, EPOCHS, MINIBATCH = 2048, 10, 128
 OURS, DEFAULTS = "trpo_tf", "trpo_tf defaults"
 SB3, SB3_ZOO, TIANSHOU, SIMULATOR = "sb3-contrib", "sb3-contrib rl-zoo", "tianshou envpool", "simulator"
 
@@ -53,41 +58,49 @@ flags.DEFINE_string("measure", "", "internal: the system that this process measu
 
 
 def ours(env: str, seconds: float, settings: dict) -> float:
-    """This project: a whole run, everything on, by its progress.csv."""
-    import trpo_tf
-    from trpo_tf.run.metrics import read_csv
+    """Steps per second of a whole run of the training command, by its progress.csv."""
+    from trpo_tf.config import make_config
+    from trpo_tf.run.metrics.csv import read_csv
+    from trpo_tf.runs import run_training
 
     with tempfile.TemporaryDirectory() as directory:
-        config = trpo_tf.Config(env=env, run_dir=directory, total_steps=int(seconds * 20_000), **settings)
-        trpo_tf.train(config)
+        run_training(make_config(env=env, run_dir=directory, total_steps=int(seconds * 20_000), **settings))
         rows = read_csv(Path(directory) / "progress.csv")
     spent = float(rows[-1]["time/elapsed_seconds"]) - float(rows[0]["time/elapsed_seconds"])
     return (int(rows[-1]["env_steps"]) - int(rows[0]["env_steps"])) / spent
 
 
 def our_actions(env: str, num_envs: int, steps: int) -> list:
-    """What the policy does after so many environment steps with the defaults: 64 batches of actions."""
+    """The last 64 batches of actions of a policy after so many environment steps, half of its training."""
     import numpy as np
 
-    from trpo_tf.config import Config
-    from trpo_tf.trainer import Agent
+    import trpo_tf
 
-    agent = Agent(Config(env=env, num_envs=num_envs, total_steps=2 * steps))
-    agent.start()
-    while agent.env_steps < steps:
-        agent.step()
-    agent.learner.wait()
-    actions = agent.collector.recorded_actions()[-64:]
-    agent.collector.close()
-    return [agent.policy.family.to_env(action, np) for action in actions]
+    never = 10**9  # environments are rebuilt at checkpoints, and the record of actions then begins anew
+    agent = trpo_tf.TRPO(env, num_envs=num_envs, total_steps=2 * steps, checkpoint_every=never)
+    session = agent.session
+    while session.env_steps < steps:
+        session.step()
+    session.learner.wait()
+    raw_actions = session.source.state()["actions"][-64:]
+    agent.close()
+    return [session.policy.distribution.to_env(raw_action, np) for raw_action in raw_actions]
 
 
 def simulator(env: str, seconds: float, num_envs: int, bound: bool, actions: list | None = None) -> float:
-    """EnvPool alone, random actions unless others are given, a thread per core, bound to it or not."""
+    """Steps per second of EnvPool alone, with a thread per core.
+
+    Args:
+      env, seconds, num_envs: of the measurement.
+      bound: bind each thread to a core of its own.
+      actions: taken one after the other, again and again; None: 64 random ones.
+    """
     import envpool
     import numpy as np
 
-    threads = len(os.sched_getaffinity(0))
+    from trpo_tf.rollout.backends.base import usable_cores
+
+    threads = len(usable_cores())
     offset = 0 if bound else -1
     pool = envpool.make_gymnasium(env, num_envs=num_envs, seed=0, num_threads=threads, thread_affinity_offset=offset)
     pool.reset()
@@ -114,13 +127,13 @@ def measure(system: str, env: str, seconds: float) -> float:
     name, _, count = system.partition(":")
     if name == OURS:
         count, *options = count.split()
-        settings = {"num_envs": int(count), "steps_per_update": ROWS, "value_epochs": EPOCHS, "eval_every": 0}
+        settings = {"num_envs": int(count), "steps_per_update": TRANSITIONS, "value_epochs": EPOCHS, "eval_every": 0}
         settings |= {key: setting(text) for key, text in (option.split("=", 1) for option in options)}
         return ours(env, seconds, {"value_minibatch_size": MINIBATCH} | settings)
     num_envs = int(count or 0)
     if name == DEFAULTS:
         return ours(env, seconds, {})
-    shared = {"task": "throughput", "env": env, "seconds": seconds, "rows": ROWS, "epochs": EPOCHS}
+    shared = {"task": "throughput", "env": env, "seconds": seconds, "rows": TRANSITIONS, "epochs": EPOCHS}
     if name == SB3:
         return ask(**shared, system="sb3-contrib", num_envs=num_envs)
     if name == SB3_ZOO:
@@ -132,7 +145,7 @@ def measure(system: str, env: str, seconds: float) -> float:
 
 
 def table(results: dict[str, dict[str, list[float]]]) -> str:
-    """Medians, and how many times as fast this project is at its best and with its defaults."""
+    """Medians, and how many times as fast trpo_tf is at its best and with its defaults."""
     lines = [
         "| environment | system | steps/s | least, most | our best is | our defaults are |",
         "|---|---|---|---|---|---|",

@@ -3,12 +3,14 @@
     make peers                                                    # their own environment, .venv-peers
     python benchmarks/time_to_return.py                           # half an hour, nearly all of it the peer's
 
-From the start of the process, imports and compilation included, to the first row of progress.csv (of the peer: the end
-of the first rollout) at which the mean return of the last 20 training episodes is at least the target; runs that end
-without it count as endless. This project runs with its best recipe for the environment, evaluations and checkpoints
-included; the peer with that of RL Baselines3 Zoo for MuJoCo: 2 environments of 1024 steps, normalised observations and
-rewards, 20 critic passes, 25 CG iterations, target KL 0.04 on HalfCheetah and 0.01 elsewhere. Systems take turns.
-Writes results/time_to_return.json and .md; what was not run again stays in them.
+The clock starts with the process, imports and compilation included. It stops at the first row of progress.csv at which
+the mean return of the last 20 training episodes is at least the target; for the peer, at the end of the first such
+rollout. A run that ends before that counts as endless.
+
+trpo_tf runs with its best recipe for the environment, evaluations and checkpoints included. The peer runs with the
+recipe of RL Baselines3 Zoo for MuJoCo: 2 environments of 1024 steps, normalised observations and rewards, 20 critic
+passes, 25 CG iterations, target KL 0.04 on HalfCheetah and 0.01 elsewhere. Systems take turns. Writes
+results/time_to_return.json and .md; what is not run again stays in them.
 """
 
 import json
@@ -24,7 +26,7 @@ from absl import app, flags
 from peers import ask, zoo
 from recipes import BEST, RECIPES
 
-from trpo_tf.run.metrics import read_csv
+from trpo_tf.run.metrics.csv import read_csv
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WINDOW = 20  # episodes
@@ -34,13 +36,14 @@ flags.DEFINE_list("envs", ["Hopper-v5", "HalfCheetah-v5"], "environments")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of each")
 flags.DEFINE_float("target", 3000.0, "mean return of the last 20 episodes")
 flags.DEFINE_integer("steps", 1_000_000, "environment steps after which a run has failed")
+flags.DEFINE_string("results", "time_to_return", "name of the files in results/")
 
 
 def ours(env: str, seed: str) -> int | None:
-    """Environment steps until the target; the run is stopped there.
+    """Environment steps until the target, None if it was not reached. The run is stopped there.
 
     Raises:
-      subprocess.CalledProcessError: it failed.
+      subprocess.CalledProcessError: the run failed.
     """
     with tempfile.TemporaryDirectory() as directory:
         wanted = [f"--env={env}", f"--seed={seed}", f"--total_steps={FLAGS.steps}", f"--run_dir={directory}/run"]
@@ -60,7 +63,7 @@ def ours(env: str, seed: str) -> int | None:
 
 
 def reached(path: Path) -> int | None:
-    """Environment steps of the first row at which the return is there."""
+    """Environment steps of the first row at which the return is the target; None if there is none yet."""
     for row in read_csv(path) if path.exists() else []:
         if int(row["env/episodes"]) >= WINDOW and float(row["env/episode_return"]) >= FLAGS.target:
             return int(row["env_steps"])
@@ -68,7 +71,7 @@ def reached(path: Path) -> int | None:
 
 
 def peer(env: str, seed: str) -> int | None:
-    """The same of sb3-contrib."""
+    """Environment steps until sb3-contrib reaches the target, None if it does not."""
     return ask(task="return", env=env, seed=seed, target=FLAGS.target, steps=FLAGS.steps, window=WINDOW, **zoo(env))
 
 
@@ -77,7 +80,7 @@ SYSTEMS = {OURS: ours, "sb3-contrib rl-zoo": peer}
 
 
 def table(records: list[dict]) -> str:
-    """Seconds by seed, their medians, and how many times as long the peer takes."""
+    """Seconds by seed, their medians, and how many times as long as trpo_tf the peer takes."""
     lines = ["| environment | system | seconds (env steps) by seed | median, s | ours is |", "|---|---|---|---|---|"]
     for env in dict.fromkeys(r["env"] for r in records):
         mine = {name: [r for r in records if (r["env"], r["system"]) == (env, name)] for name in SYSTEMS}
@@ -86,7 +89,7 @@ def table(records: list[dict]) -> str:
             name: statistics.median(r["seconds"] if r["env_steps"] else math.inf for r in rows)
             for name, rows in mine.items()
         }
-        # Half of the runs or more ended without it: the shortest of those took at least that long.
+        # Where half of the runs or more missed the target, the median is more than what the shortest of those took.
         ended = {
             name: min((r["seconds"] for r in rows if not r["env_steps"]), default=0) for name, rows in mine.items()
         }
@@ -108,7 +111,7 @@ def main(argv):
     """Runs in turns and writes what was found."""
     del argv
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "time_to_return.json"
+    path = RESULTS / f"{FLAGS.results}.json"
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     records = {(r["env"], r["system"], r["seed"]): r for r in earlier}
     for env in FLAGS.envs:
@@ -121,7 +124,7 @@ def main(argv):
                 records[env, name, int(seed)] = record
                 print(record, flush=True)
                 path.write_text(json.dumps(list(records.values()), indent=1) + "\n", encoding="utf-8")
-                (RESULTS / "time_to_return.md").write_text(table(list(records.values())), encoding="utf-8")
+                path.with_suffix(".md").write_text(table(list(records.values())), encoding="utf-8")
     print(table(list(records.values())))
 
 

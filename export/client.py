@@ -3,8 +3,8 @@
     python -m export.client --url=http://127.0.0.1:8501 --env=Hopper-v5 --episodes=5
     python -m export.client --url=grpc://127.0.0.1:8500 --env=Hopper-v5 --episodes=5
 
-In a program: Policy("http://127.0.0.1:8501").action(obs). REST needs numpy only, gRPC tensorflow-serving-api, driving
-an environment gymnasium. This file stands alone: copy it where it is needed.
+In a program: Policy("http://127.0.0.1:8501").action(obs). REST needs numpy only. gRPC needs tensorflow-serving-api.
+Driving an environment needs gymnasium. This file stands alone: copy it where it is needed.
 """
 
 import argparse
@@ -19,13 +19,18 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-_TAKEN = ("seed", "raw_action", "vector", "is_first", "policy_state", "value_state")  # names that no leaf is called
-_AGAIN = (429, 502, 503, 504)  # statuses that may pass
-_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds before another try; they double
+_TAKEN = ("seed", "raw_action", "vector", "is_first", "policy_state", "value_state")  # names that no leaf has
+_TRANSIENT = (0, 429, 502, 503, 504)  # statuses after which a request is tried again; 0: no connection
+_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds before another try; the pause doubles up to the longest
 
 
 class ServingError(RuntimeError):
-    """The server's word: `status` as in HTTP (gRPC's codes translated, 0 where nothing answered), and its text."""
+    """A request failed; the text is the server's.
+
+    Args:
+      status: as in HTTP; gRPC's codes are translated; 0 where nothing answered.
+      text: the reason.
+    """
 
     def __init__(self, status: int, text: str):
         super().__init__(f"{status}: {text}" if status else text)
@@ -37,10 +42,10 @@ class Policy:
 
     Args:
       url: http://host:port or https://host:port for REST, grpc://host:port for gRPC.
-      model: the name it is served under.
-      version: a number, to pin one; otherwise the newest that the server has.
-      label: of the server's version_labels, such as "stable"; instead of a version.
-      deadline: seconds that a call may take, further tries included.
+      model: the name that the server has for it.
+      version: the number of the version that has to answer; 0: the newest one of the server.
+      label: one of the server's version_labels, such as "stable"; instead of a version.
+      deadline: seconds that a call may take, including further tries.
 
     Raises:
       ValueError: the URL is of another kind, or both version and label are given.
@@ -56,32 +61,35 @@ class Policy:
         self._server = made(url, model, version, label)
         self._deadline = deadline
         self._specs: dict[str, dict] | None = None
-        self._specs_of = 0  # the version
+        self._specs_version = 0
 
     @property
     def version(self) -> int:
-        """The version that answered last; 0 before that, or where the server does not tell (REST with a label)."""
+        """The version that answered last; 0 before the first answer, and over REST with a label."""
         return self._server.answered
 
     def action(self, obs, **states):
-        """The deterministic action. obs: as the environment gives them, one or a batch; see `predict`."""
+        """The mode; of a nested space a dict of its leaves. obs: as the environment gives them, [...] or [N, ...]."""
         return _action(self.predict(obs, **states))
 
     def sample(self, obs, seed, **states):
-        """A drawn action; seed: [2] or [N, 2] int32. The same row and seed draw the same action in any batch."""
+        """A drawn action. seed: [2] or [N, 2] int32; equal observations and seeds draw equal actions in any batch."""
         return _action(self.predict(obs, "sample", seed=seed, **states))
 
     def predict(self, obs, signature: str = "serving_default", **inputs) -> dict[str, np.ndarray]:
         """All outputs of a signature, by name.
 
         Args:
-          obs: as the environment gives them, or one entry for each input: [...] or [N, ...]; answers follow.
-          inputs: the others of the signature: seed, raw_action, the states of a policy with memory.
+          obs: as the environment gives them, or a dict of the signature's inputs; [...] or [N, ...] each.
+          inputs: the others of the signature: seed, raw_action, the states of a recurrent policy.
+
+        Returns:
+          [...] or [N, ...] each. The states of a recurrent policy are those after obs.
 
         Raises:
           TypeError: these are not the signature's inputs.
           ValueError: one has another shape, or numbers that the input's type does not hold.
-          ServingError: the server refused, or did not answer within the deadline.
+          ServingError: the server refuses, or does not answer within the deadline.
         """
         until = time.monotonic() + self._deadline
         specs = self._ask_specs(signature, until)["inputs"]
@@ -100,34 +108,36 @@ class Policy:
                     f"{name} has shape {x.shape[single:]}, where {(rows, *specs[name][1][1:])[single:]} is needed"
                 )
         if not rows:
-            raise ValueError("there is no row to answer")
-        outputs = self._patiently(lambda: self._server.predict(signature, arrays, until), until)
-        if self.version != self._specs_of:  # another one answered: what it gives may be something else
-            self._specs, self._specs_of = None, self.version
+            raise ValueError("the batch is empty")
+        outputs = self._retry(lambda: self._server.predict(signature, arrays, until), until)
+        if self.version != self._specs_version:  # another version may have other outputs
+            self._specs, self._specs_version = None, self.version
         types = self._ask_specs(signature, until)["outputs"]
         outputs = {name: np.asarray(value, types[name][0]) for name, value in outputs.items()}
         return {name: value[0] for name, value in outputs.items()} if single else outputs
 
     def specs(self, signature: str) -> dict[str, dict[str, tuple]]:
-        """Inputs and outputs of a signature: dtype and shape by name, -1 for the batch; the server is asked once.
+        """Inputs and outputs of a signature: (dtype, shape) by name, -1 for the batch. The server is asked once.
 
         Raises:
-          ServingError: as `predict`; 404 where there is no such signature.
+          ServingError: as in `predict`; 404 where there is no such signature.
         """
         return self._ask_specs(signature, time.monotonic() + self._deadline)
 
     def _ask_specs(self, signature: str, until: float) -> dict[str, dict[str, tuple]]:
         if self._specs is None:
-            self._specs = self._patiently(lambda: self._server.specs(until), until)
+            self._specs = self._retry(lambda: self._server.specs(until), until)
         if signature not in self._specs:
             raise ServingError(404, f"no signature {signature}; there is {', '.join(sorted(self._specs))}")
         return self._specs[signature]
 
-    def player(self, seeds=None):
-        """A function act(obs, is_first) -> action of one observation, that keeps a policy's memory in between.
+    def stateful_act(self, seeds=None):
+        """A function act(obs, is_first) -> outputs for one observation, that keeps the recurrent states.
+
+        Where is_first is true the state is that of an episode's beginning.
 
         Args:
-          seeds: an iterator over seeds [2] for drawn actions; without it the deterministic one is played.
+          seeds: an iterator over the seeds [2] int32 of draws; without it the mode is taken.
         """
         signature = "serving_default" if seeds is None else "sample"
         specs = self.specs(signature)["inputs"]
@@ -147,41 +157,44 @@ class Policy:
         """Ends the connection."""
         self._server.close()
 
-    def _patiently(self, ask, until: float):
-        """What ask() returns, asked again while there is time and the failure may pass."""
+    def _retry(self, ask, until: float):
+        """Returns what ask() returns; calls it again after transient failures while there is time."""
         pause = _PAUSE
         while True:
             try:
                 return ask()
             except ServingError as error:
-                if error.status not in (0, *_AGAIN) or until - time.monotonic() < pause:
+                if error.status not in _TRANSIENT or until - time.monotonic() < pause:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 class _Rest:
-    """TF Serving's REST interface, version 1, over one connection that is kept."""
+    """TF Serving's REST interface, version 1, over one connection.
+
+    Every request names its version, so that it is known which version answered.
+    """
 
     def __init__(self, url: str, model: str, version: int, label: str):
         parts = urlsplit(url)
         self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._host, self._root = parts.netloc, f"{parts.path.rstrip('/')}/v1/models/{model}"
         self._label = f"/labels/{label}" if label else ""
-        self._pinned, self.answered, self._connection = version, 0, None
-        self._known = version
+        self._pinned, self._current = version, version  # 0: unknown
+        self.answered, self._connection = 0, None
 
     def predict(self, signature: str, arrays: dict, until: float) -> dict:
-        """Outputs as lists, by name. Requests name the version, so that it is known which one answered."""
+        """Outputs as lists, by name."""
         body = json.dumps({"signature_name": signature, "inputs": {k: _listed(v) for k, v in arrays.items()}})
         try:
             answer = self._ask("POST", f"{self._place(until)}:predict", until, body)
         except ServingError as error:
-            if error.status != 404 or self._pinned or not self._known:
+            if error.status != 404 or self._pinned or not self._current:
                 raise
-            self._known = 0  # the version has gone, a newer one has come
+            self._current = 0  # the server has exchanged the version for a newer one
             answer = self._ask("POST", f"{self._place(until)}:predict", until, body)
-        self.answered = self._known
+        self.answered = self._current
         outputs = answer.get("outputs")
         if not isinstance(outputs, dict):
             raise ServingError(502, f"{self._host} is no server of a policy: an answer without outputs")
@@ -208,23 +221,29 @@ class _Rest:
         }
 
     def _place(self, until: float) -> str:
+        """The path of the version that is asked; looks for the newest one where none is known."""
         if self._label:
             return self._root + self._label
-        if not self._known:
+        if not self._current:
             states = self._ask("GET", self._root, until).get("model_version_status", [])
             ready = [int(s["version"]) for s in states if s["state"] == "AVAILABLE"]
             if not ready:
                 raise ServingError(503, "no version is available yet")
-            self._known = max(ready)
-        return f"{self._root}/versions/{self._known}"
+            self._current = max(ready)
+        return f"{self._root}/versions/{self._current}"
 
     def _ask(self, method: str, path: str, until: float, body: str | None = None) -> dict:
+        """The JSON object that answers a request.
+
+        Raises:
+          ServingError: nothing answers, the answer is an error, or it is no JSON object.
+        """
         try:
             if self._connection is None:
                 self._connection = self._kind(self._host)
-            self._hurry(until)
+            self._set_timeout(until)
             self._connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
-            self._hurry(until)
+            self._set_timeout(until)
             response = self._connection.getresponse()
             status, text = response.status, response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -240,8 +259,8 @@ class _Rest:
             raise ServingError(status if status != 200 else 502, str(answer.get("error", answer)))
         return answer
 
-    def _hurry(self, until: float) -> None:
-        """Lets the connection wait no longer than that."""
+    def _set_timeout(self, until: float) -> None:
+        """Lets the connection wait until then at most, in seconds of time.monotonic."""
         left = max(until - time.monotonic(), 0.001)
         self._connection.timeout = left
         if self._connection.sock is not None:
@@ -255,7 +274,7 @@ class _Rest:
 
 
 class _Grpc:
-    """TF Serving's PredictionService."""
+    """TF Serving's gRPC interface, PredictionService."""
 
     def __init__(self, url: str, model: str, version: int, label: str):
         try:
@@ -302,6 +321,7 @@ class _Grpc:
         }
 
     def _address(self, spec):
+        """Writes into a request which model and version it is for."""
         spec.name = self._model
         if self._version:
             spec.version.value = self._version
@@ -310,6 +330,11 @@ class _Grpc:
         return spec
 
     def _call(self, method, request, until: float):
+        """The response of a method.
+
+        Raises:
+          ServingError: the server refuses, or does not answer in time.
+        """
         try:
             return method(request, timeout=max(until - time.monotonic(), 0.001))
         except self._grpc.RpcError as error:
@@ -331,10 +356,10 @@ _TYPES = {
 
 
 def _typed(name: str, value, dtype) -> np.ndarray:
-    """The value as the type that an input has; floats are rounded, whole numbers are not.
+    """The value as an array of an input's type. Floats are rounded.
 
     Raises:
-      ValueError: it holds something else.
+      ValueError: it is no array of numbers, or holds a whole number that the type does not.
     """
     try:
         x, whole = np.asarray(value), np.dtype(dtype).kind in "iub"
@@ -348,17 +373,17 @@ def _typed(name: str, value, dtype) -> np.ndarray:
 
 
 def _listed(x: np.ndarray):
-    """As JSON has it; bytes in base 64, as TF Serving wants them."""
+    """The array as lists for JSON; bytes in base 64, as TF Serving takes them."""
     if x.dtype == np.object_:
         return [{"b64": base64.b64encode(value).decode()} for value in x.reshape(-1)]
     return x.tolist()
 
 
 def named(value, whole: str = "observation") -> dict:
-    """The leaves of an observation by the names of a model's inputs: `whole`, or what a Dict or Tuple calls them.
+    """The leaves of an observation by the names of a model's inputs.
 
-    The leaf at obs["Left arm"][0] is left_arm_0; names that are taken, or do not begin with a letter, get
-    that and _ before them.
+    A value that is no dict or tuple is one leaf with the name `whole`. The leaf at value["Left arm"][0] is left_arm_0.
+    A name that is taken or does not begin with a letter gets `whole` and _ before it.
     """
     if not isinstance(value, dict | tuple):
         return {whole: value}
@@ -384,14 +409,14 @@ def named(value, whole: str = "observation") -> dict:
 
 
 def _action(answer: dict):
-    """The action of an answer: itself where it has one leaf, otherwise its leaves by name."""
+    """The outputs that are the action: the array where there is one leaf, otherwise a dict of the leaves."""
     others = {"value", "valid", "raw_action", "log_prob", "policy_state", "value_state"}
     leaves = {name: value for name, value in answer.items() if name not in others}
     return leaves["action"] if leaves.keys() == {"action"} else leaves
 
 
 def shaped(space, answer: dict):
-    """An answer as the environment's step takes it: the leaves of a Dict or Tuple space put back in their places."""
+    """The action of an answer as the environment's step takes it: leaves are put into the structure of the space."""
     import gymnasium as gym
 
     def parts(part):
@@ -414,41 +439,53 @@ def shaped(space, answer: dict):
 
 
 def episodes(policy: Policy, env, count: int, seed: int = 0, stochastic: bool = False):
-    """Yields return and length of each episode that the policy plays; episode k begins with reset(seed=seed + k)."""
+    """Yields episode_return and episode_length of every episode; episode k begins with reset(seed=seed + k).
+
+    Args:
+      policy: acts.
+      env: a single environment.
+      count: episodes.
+      seed: of the first episode, and of the draws.
+      stochastic: draw actions; otherwise take the mode.
+    """
     seeds = (np.array([seed, k], np.int32) for k in range(2**31 - 1))
-    act = policy.player(seeds if stochastic else None)
+    act = policy.stateful_act(seeds if stochastic else None)
     for episode in range(count):
         obs, _ = env.reset(seed=seed + episode)
-        total, length, ended = 0.0, 0, False
+        episode_return, episode_length, ended = 0.0, 0, False
         while not ended:
-            obs, reward, terminated, truncated, _ = env.step(shaped(env.action_space, act(obs, length == 0)))
-            total, length, ended = total + float(reward), length + 1, terminated or truncated
-        yield total, length
+            action = shaped(env.action_space, act(obs, episode_length == 0))
+            obs, reward, terminated, truncated, _ = env.step(action)
+            episode_return += float(reward)
+            episode_length += 1
+            ended = terminated or truncated
+        yield episode_return, episode_length
 
 
 def main(argv=None) -> int:
-    """Plays episodes and prints their returns. Exit status 1 when the server fails."""
+    """Runs episodes and prints their returns. Returns the exit status, 1 when the server fails."""
     parser = argparse.ArgumentParser(prog="python -m export.client", description=__doc__.splitlines()[0])
     parser.add_argument("--url", required=True, help="http://host:8501, https://..., or grpc://host:8500")
-    parser.add_argument("--model", default="policy", help="name it is served under")
-    parser.add_argument("--version", type=int, default=0, help="to pin one; the newest otherwise")
-    parser.add_argument("--label", default="", help="such as stable; instead of a version")
+    parser.add_argument("--model", default="policy", help="the name that the server has for the policy")
+    parser.add_argument("--version", type=int, default=0, help="the version that has to answer; 0: the newest")
+    parser.add_argument("--label", default="", help="of a version, such as stable; instead of --version")
     parser.add_argument("--env", required=True, help="a gymnasium id")
     parser.add_argument("--episodes", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the first episode")
-    parser.add_argument("--stochastic", action="store_true", help="draw actions")
-    parser.add_argument("--deadline", type=float, default=5.0, help="seconds for an answer, further tries included")
+    parser.add_argument("--stochastic", action="store_true", help="draw actions; otherwise take the mode")
+    parser.add_argument("--deadline", type=float, default=5.0, help="seconds for an answer, including further tries")
     args = parser.parse_args(argv)
     import gymnasium as gym
 
     try:
         env = gym.make(args.env)
         policy = Policy(args.url, args.model, args.version, args.label, args.deadline)
-        returns = []
-        for total, length in episodes(policy, env, args.episodes, args.seed, args.stochastic):
-            returns.append(total)
-            print(f"episode {len(returns)}  return {total:.2f}  length {length}  version {policy.version}", flush=True)
-        print(f"mean {np.mean(returns):.2f}  standard deviation {np.std(returns):.2f}  episodes {len(returns)}")
+        found = []
+        for episode_return, length in episodes(policy, env, args.episodes, args.seed, args.stochastic):
+            found.append(episode_return)
+            line = f"episode {len(found)}  return {episode_return:.2f}  length {length}  version {policy.version}"
+            print(line, flush=True)
+        print(f"mean {np.mean(found):.2f}  standard deviation {np.std(found):.2f}  episodes {len(found)}")
     except (ServingError, ValueError, TypeError, ImportError, gym.error.Error) as error:
         print(f"export.client: {error}", file=sys.stderr)
         return 1

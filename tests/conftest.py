@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trpo_tf.config import Config
+from trpo_tf.config import ComputeConfig, make_config
 from trpo_tf.policy.networks import FlatNetwork
-from trpo_tf.policy.policy import Policy
-from trpo_tf.trainer import use_threads
+from trpo_tf.rollout.environments import Environments
+from trpo_tf.session import Session
+from trpo_tf.training import use_threads
 
-use_threads(Config(env="x"))  # as `train` does in a process of its own, so that both round alike
+use_threads(ComputeConfig())  # as a training process does, so that both round alike
 
+# XLA takes longer to compile than a few updates of a few transitions: off, but for tests of what it compiles.
 TINY = {
     "env": "CartPole-v1",
     "num_envs": 4,
@@ -28,35 +30,31 @@ TINY = {
     "final_eval_episodes": 2,
     "checkpoint_every": 3,
     "eval_every": 4,
+    "xla": "off",
 }
 
 
 @pytest.fixture
 def tiny():
-    """Makes a Config that trains in seconds: tiny(total_steps=500, ...)."""
-    return lambda **changes: Config(**(TINY | changes))
+    """Makes a configuration that trains in seconds: tiny(total_steps=500, ...)."""
+    return lambda **changes: make_config(**(TINY | changes))
 
 
 @pytest.fixture
-def uncompiled(monkeypatch):
-    """Without XLA, which takes longer to compile than a few updates of a few rows."""
-    monkeypatch.setattr(Policy, "compiled", False)
+def make_session(tiny):
+    """Makes sessions of tiny configurations, and closes them: make_session(reuse=2) -> Session."""
+    made = []
 
+    def make(**changes):
+        config = tiny(**changes)
+        made.append(Session(config, Environments(config.environment)))
+        made[-1].start()
+        return made[-1]
 
-@pytest.fixture
-def stepped(uncompiled):
-    """Starts an agent and takes so many steps: stepped(agent, 3) -> the metrics of each, its value fit included."""
-
-    def take(agent, count=1):
-        agent.start()
-        rows = []
-        for _ in range(count):
-            row, fit = agent.step()
-            rows.append(row | fit.result())
-        agent.behavior.close()
-        return rows
-
-    return take
+    yield make
+    for session in made:
+        session.close()
+        session.learner.wait()
 
 
 @pytest.fixture

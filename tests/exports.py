@@ -7,10 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from tests.spaces_table import ACTIONS, OBSERVATIONS, sampled
-from trpo_tf.config import Config
-from trpo_tf.policy.actor import Actor
+from trpo_tf.config import PolicyConfig
 from trpo_tf.policy.policy import Policy
-from trpo_tf.run import saved_model
+from trpo_tf.policy.tensor_actor import make_actor
+from trpo_tf.serving import saved_model
 
 SCALE = 2.5
 METADATA = {
@@ -59,7 +59,7 @@ def make(case, directory, rows=50) -> Exported:
 def build(name, action, changes, directory, rows) -> Exported:
     """Builds a policy of an observation and an action, with settings of Config, below a directory."""
     space, (action_space, settings) = MASKED if name == "masked" else OBSERVATIONS[name], ACTIONS[action]
-    policy = Policy(space, action_space, Config(env="x", hidden_sizes=(8,), init_log_std=0.5, **settings, **changes), 3)
+    policy = Policy(space, action_space, PolicyConfig(hidden_sizes=(8,), init_log_std=0.5, **settings, **changes), 3)
     rng = np.random.default_rng(0)
     given = sampled(space, rows)
     given |= {name: rng.uniform(-1, 1, (rows, size)).astype(np.float32) for name, size in policy.states.items()}
@@ -87,7 +87,7 @@ def requests(exported) -> dict[str, dict[str, np.ndarray]]:
     policy, obs, _ = exported
     rows = len(next(iter(obs.values())))
     _, params, _ = live(policy, obs)
-    raw = policy.family.draw(params, policy.family.noise([rows], [0, 1])).numpy()
+    raw = policy.distribution.draw(params, policy.distribution.noise([rows], [0, 1])).numpy()
     seed = np.stack([np.arange(rows), np.arange(rows) * 7], 1).astype(np.int32)
     wanted = {
         "serving_default": obs,
@@ -104,24 +104,24 @@ def answers(exported, asked, sampled_action) -> dict[str, dict[str, np.ndarray]]
     sampled_action: the raw actions that `sample` drew, whose probability and shape in the environment are checked.
     """
     policy, obs, _ = exported
-    family = policy.family
+    distribution = policy.distribution
     given, params, states = live(policy, obs)
     rows = len(next(iter(obs.values())))
     features = policy.preprocess(given)
     valid = {"valid": np.ones(rows, bool)}
     common = valid | {"value": policy.values(policy.value_features(features)) * SCALE} | states
-    mode = Actor(policy).mode({k: v.numpy() for k, v in given.items()})[0]
+    mode = make_actor(policy).mode({k: v.numpy() for k, v in given.items()})[0]
     result = {
-        "serving_default": family.named(mode) | common,
-        "sample": family.named(tf.constant(sampled_action))
-        | {"raw_action": sampled_action, "log_prob": family.log_prob(params, sampled_action)}
+        "serving_default": distribution.named(mode) | common,
+        "sample": distribution.named(tf.constant(sampled_action))
+        | {"raw_action": sampled_action, "log_prob": distribution.log_prob(params, sampled_action)}
         | common,
         "evaluate": {
-            "log_prob": family.log_prob(params, asked["evaluate"]["raw_action"]),
-            "entropy": family.entropy(params),
+            "log_prob": distribution.log_prob(params, asked["evaluate"]["raw_action"]),
+            "entropy": distribution.entropy(params),
         }
         | common,
-        "distribution": family.describe(params) | valid | states,
+        "distribution": distribution.describe(params) | valid | states,
     }
     if policy.states:
         start = {name: np.zeros((rows, size), np.float32) for name, size in policy.states.items()}

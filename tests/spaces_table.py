@@ -3,8 +3,8 @@
 import gymnasium as gym
 import numpy as np
 
-from trpo_tf.policy import spaces
-from trpo_tf.policy.encoders import MASK, TAKEN
+from trpo_tf.acting import spaces
+from trpo_tf.acting.encoders import MASK, TAKEN
 
 BOX = gym.spaces.Box(np.array([-2.0, -1.0], np.float32), np.array([2.0, 0.5], np.float32))
 UNBOUNDED = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)

@@ -3,7 +3,7 @@
 import gymnasium as gym
 import numpy as np
 
-from trpo_tf.policy.encoders import MASK
+from trpo_tf.acting.encoders import MASK
 
 STEPS = 8
 

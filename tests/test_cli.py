@@ -17,7 +17,14 @@ COMMANDS = {
     "plot": config.PlotConfig,
     "serve": config.ServeConfig,
 }
-SMALL = ["--env=CartPole-v1", "--total_steps=300", "--steps_per_update=100", "--num_envs=4", "--hidden_sizes=8"]
+SMALL = [
+    "--xla=off",
+    "--env=CartPole-v1",
+    "--total_steps=300",
+    "--steps_per_update=100",
+    "--num_envs=4",
+    "--hidden_sizes=8",
+]
 
 
 def command(name, *args, cwd, **env):
@@ -75,7 +82,11 @@ def here(tmp_path, monkeypatch, capsys):
         ("train", ["--env=tests.rollout.counting:Words-v0", "--allow_env_module"], "observation space Text"),
         ("train", ["--env=Hopper-v5", "--env_options=a"], "--env_options=a: not understood"),
         ("train", ["--env=Hopper-v5", "--wrappers=Nothing"], "gymnasium.wrappers has no Nothing"),
-        ("train", ["--env=Hopper-v5", "--network=gru", "--hidden_sizes="], "--network=gru: the memory is the last"),
+        (
+            "train",
+            ["--env=Hopper-v5", "--network=gru", "--hidden_sizes="],
+            "--network=gru: the last of --hidden_sizes is recurrent",
+        ),
     ],
 )
 def test_usage_errors_are_one_line_and_leave_nothing(name, args, message, tmp_path, here):

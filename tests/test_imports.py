@@ -1,27 +1,46 @@
-"""The shape of the project: arrows between rooms, one place for each outside thing, nothing forbidden."""
+"""The shape of the project: arrows between rooms, one place for each outside thing, sizes, nothing forbidden."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from trpo_tf import faults
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trpo_tf"
 FILES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = {"train", "evaluate", "export", "plot", "serve"}
-# A room may import itself and what stands to its right.
+BASE = {"errors", "seeds", "types", "state", "files", "messages", "faults"}
+BELOW_SESSION = {"learner", "rollout", "run", "policy", "acting", "config"} | BASE
+# A room may import itself and these.
 ALLOWED = {
-    "config": set(),
+    "errors": set(),
+    "seeds": set(),
     "types": set(),
-    "cli": {"config"},
-    "policy": {"config", "types"},
-    "learner": {"policy", "config", "types"},
-    "rollout": {"policy", "config", "types"},
-    "run": {"policy", "config", "types"},
-    "trainer": {"learner", "rollout", "run", "policy", "config", "types"},
-    "api": {"trainer", "rollout", "run", "policy", "config", "types"},
-    "commands": {"api", "cli", "run", "config"},
-    "__init__": {"api", "config"},
+    "files": set(),
+    "faults": set(),
+    "state": {"errors"},
+    "messages": {"errors"},
+    "config": {"errors"},
+    "acting": {"config"} | BASE,
+    "policy": {"acting", "config"} | BASE,
+    "learner": {"policy", "acting", "config"} | BASE,
+    "rollout": {"acting", "config"} | BASE,
+    "run": {"config"} | BASE,
+    "serving": {"policy", "acting", "config"} | BASE,
+    "session": BELOW_SESSION,
+    "callbacks": {"rollout", "run", "serving", "config"} | BASE,
+    "plotting": set(),
+    "history": {"plotting", "run"},
+    "training": {"callbacks", "session", "rollout", "run", "config"} | BASE,
+    "api": {"training", "session", "callbacks", "history", "serving"} | BELOW_SESSION,
+    "runs": {"api", "training", "serving"} | BELOW_SESSION,
+    "cli": {"config", "errors"},
+    "commands": {"runs", "cli", "run", "serving", "plotting", "config", "errors"},
+    "__init__": {"api", "callbacks", "history", "config", "errors"},
 }
 
 
@@ -51,10 +70,45 @@ def test_arrows_go_one_way(path):
             assert there != "commands" or here == "commands", f"{path} imports a command"
 
 
-@pytest.mark.parametrize("package", ["envpool", "ray", "safetensors", "absl"])
+def test_no_arrow_points_back():
+    """The rooms can be put in a row such that each imports only what stands before it."""
+    remaining, row = dict(ALLOWED), []
+    while remaining:
+        free = [name for name, needs in remaining.items() if not needs & remaining.keys()]
+        assert free, f"a circle among {sorted(remaining)}"
+        row += free
+        remaining = {name: needs for name, needs in remaining.items() if name not in free}
+    assert row.index("acting") < row.index("policy") < row.index("learner") < row.index("session") < row.index("api")
+
+
+@pytest.mark.parametrize("package", ["envpool", "ray", "safetensors", "absl", "aiohttp", "grpc", "fcntl"])
 def test_outside_packages_are_imported_in_one_file(package):
-    users = {path.name for path in FILES if any(name.split(".")[0] == package for name in imports(path))}
+    users = {str(path) for path in FILES if any(name.split(".")[0] == package for name in imports(path))}
     assert len(users) <= 1, users
+
+
+def outside(folder):
+    """Packages that the files below a folder import."""
+    return {name.split(".")[0] for path in (PACKAGE / folder).rglob("*.py") for name in imports(path)}
+
+
+def test_acting_and_rollouts_know_no_tensorflow():
+    forbidden = {"tensorflow", "keras", "tensorflow_probability", "tf_keras"}
+    for folder in ("acting", "rollout", "config"):
+        assert not outside(folder) & forbidden, folder
+
+
+def test_a_worker_starts_without_tensorflow():
+    """The collector, its environments and an actor are imported where TensorFlow cannot be."""
+    code = """
+import sys
+for name in ("tensorflow", "keras", "tensorflow_probability", "tf_keras"):
+    sys.modules[name] = None
+import trpo_tf.acting.array_actor, trpo_tf.rollout.collector, trpo_tf.rollout.environments
+import trpo_tf.rollout.sources.local
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_flags_are_read_in_one_function():
@@ -83,6 +137,37 @@ def test_nothing_unsafe_is_called():
 
 
 def test_no_file_and_no_environment_enters_the_learner():
-    for path in (PACKAGE / "learner").glob("*.py"):
+    for path in (PACKAGE / "learner").rglob("*.py"):
         assert not {name.split(".")[0] for name in imports(path)} & {"gymnasium", "envpool", "os", "pathlib", "absl"}
         assert "open(" not in path.read_text()
+
+
+def code_lines(node, lines):
+    """Lines of a function that are code: no docstring, no comment, no empty line."""
+    body = node.body[1:] if ast.get_docstring(node) else node.body
+    inside = range(node.lineno, node.end_lineno + 1)
+    doc = range(node.body[0].lineno, node.body[0].end_lineno + 1) if body is not node.body else ()
+    return [n for n in inside if n not in doc and lines[n - 1].strip() and not lines[n - 1].strip().startswith("#")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_small(path):
+    text = path.read_text()
+    lines = text.splitlines()
+    assert len(lines) <= 350
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert len(code_lines(node, lines)) <= 40, f"{node.name} at line {node.lineno}"
+
+
+def test_the_papers_appendix_c_is_on_one_screen():
+    assert len((PACKAGE / "learner" / "policy_step.py").read_text().splitlines()) <= 120
+
+
+def test_every_fault_point_is_in_the_code_once():
+    named = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "faults.point":
+                named.append(node.args[0].value)
+    assert sorted(named) == sorted(faults.POINTS)

@@ -3,8 +3,7 @@
 import pytest
 
 from tests.tasks import STEPS
-from trpo_tf.config import Config
-from trpo_tf.trainer import Agent
+from trpo_tf.api import TRPO
 
 # Name: the share of the optimum that is asked for, and the settings.
 TASKS = {
@@ -20,8 +19,8 @@ TASKS = {
 @pytest.mark.parametrize("name", list(TASKS))
 def test_the_task_is_solved(name):
     share, changes = TASKS[name]
-    config = Config(
-        env=f"tests.tasks:{name}-v0",
+    agent = TRPO(
+        f"tests.tasks:{name}-v0",
         allow_env_module=True,
         num_envs=32,
         steps_per_update=1024,
@@ -31,9 +30,6 @@ def test_the_task_is_solved(name):
         hidden_sizes=(32,),
         **{"total_steps": 40_000, "max_kl": 0.05} | changes,
     )
-    agent = Agent(config)
-    agent.start()
-    while agent.env_steps < config.total_steps:
-        agent.step()
-    agent.collector.close()
+    agent.learn()
+    agent.close()
     assert agent.evaluate(200).returns.mean() > share * STEPS

@@ -7,16 +7,19 @@ import subprocess
 import sys
 import time
 
-import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import trpo_tf
 from tests.conftest import TINY
-from trpo_tf import trainer
-from trpo_tf.config import UsageError
+from trpo_tf import faults, training
+from trpo_tf.config import EvaluateConfig, make_config
+from trpo_tf.errors import EnvironmentFailure, NoCheckpointError, UsageError
 from trpo_tf.run import checkpoint
-from trpo_tf.run.metrics import read_csv
+from trpo_tf.run.metrics.csv import read_csv
+from trpo_tf.runs import run_evaluation, run_training
+from trpo_tf.session import Session
 
 _TIMES = "time/"
 
@@ -42,7 +45,7 @@ def assert_same(a, b):
 def undisturbed(tmp_path_factory):
     """A run of 8 updates: checkpoints at 3 and 6, where environments are rebuilt, and at the end."""
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    result = trpo_tf.train(trpo_tf.Config(**TINY, total_steps=480, run_dir=str(run_dir)))
+    result = run_training(make_config(**TINY, total_steps=480, run_dir=str(run_dir)))
     assert not result.preempted
     return run_dir
 
@@ -62,15 +65,15 @@ def test_a_run_leaves_what_it_promises(undisturbed):
     assert policy.metadata["flags"]["env"] == "CartPole-v1"
     saved = json.loads((undisturbed / "evaluation.json").read_text())
     assert policy.metadata["evaluation"] == saved | {"update": 8}
-    evaluation = trpo_tf.evaluate(saved_model=str(undisturbed / "saved_model"), episodes=3)
+    evaluation = run_evaluation(EvaluateConfig(saved_model=str(undisturbed / "saved_model"), episodes=3))
     assert len(evaluation.returns) == 3
     assert (evaluation.returns == evaluation.lengths).all()
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(undisturbed, tmp_path, tiny):
-    trpo_tf.train(tiny(total_steps=480, run_dir=str(tmp_path / "again")))
+    run_training(tiny(total_steps=480, run_dir=str(tmp_path / "again")))
     assert_same(undisturbed, tmp_path / "again")
-    trpo_tf.train(tiny(total_steps=60, seed=1, run_dir=str(tmp_path / "other")))
+    run_training(tiny(total_steps=60, seed=1, run_dir=str(tmp_path / "other")))
     first = [read_csv(path / "progress.csv")[0]["policy/kl"] for path in (undisturbed, tmp_path / "other")]
     assert first[0] != first[1]
 
@@ -78,19 +81,19 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(undisturbed, tmp_
 @pytest.mark.parametrize("stop_after", [3, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 7))])
 def test_a_stopped_run_goes_on_to_the_bit(undisturbed, tmp_path, tiny, monkeypatch, stop_after):
     """SIGTERM during an update at, before and after a boundary where environments are rebuilt."""
-    step = trainer.Agent.step
+    step = Session.step
 
     def interrupted(agent):
         if agent.update == stop_after - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(agent)
 
-    monkeypatch.setattr(trainer.Agent, "step", interrupted)
-    result = trpo_tf.train(tiny(total_steps=480, run_dir=str(tmp_path / "run")))
+    monkeypatch.setattr(Session, "step", interrupted)
+    result = run_training(tiny(total_steps=480, run_dir=str(tmp_path / "run")))
     assert result.preempted
     assert checkpoint.newest(tmp_path / "run" / "checkpoints").meta["update"] == stop_after
-    monkeypatch.setattr(trainer.Agent, "step", step)
-    result = trpo_tf.train(tiny(total_steps=480, run_dir=str(tmp_path / "run"), resume=True))
+    monkeypatch.setattr(Session, "step", step)
+    result = run_training(tiny(total_steps=480, run_dir=str(tmp_path / "run"), resume=True))
     assert not result.preempted
     assert_same(undisturbed, tmp_path / "run")
 
@@ -112,90 +115,62 @@ OTHERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory", "hybrid", "masked"])
-@pytest.mark.usefixtures("uncompiled")
 def test_runs_of_other_spaces_and_networks_go_on_to_the_bit(tmp_path, tiny, kind, monkeypatch, capsys):
     """Two updates after a boundary: the actions since then are replayed, the states are in the checkpoint."""
     settings = {"total_steps": 400, "allow_env_module": True, "eval_every": 0} | OTHERS[kind]
-    trpo_tf.train(tiny(**settings, run_dir=str(tmp_path / "whole")))
-    step = trainer.Agent.step
+    run_training(tiny(**settings, run_dir=str(tmp_path / "whole")))
+    step = Session.step
 
     def interrupted(agent):
         if agent.update == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(agent)
 
-    monkeypatch.setattr(trainer.Agent, "step", interrupted)
-    assert trpo_tf.train(tiny(**settings, run_dir=str(tmp_path / "run"))).preempted
-    monkeypatch.setattr(trainer.Agent, "step", step)
-    assert not trpo_tf.train(tiny(**settings, run_dir=str(tmp_path / "run"), resume=True)).preempted
+    monkeypatch.setattr(Session, "step", interrupted)
+    assert run_training(tiny(**settings, run_dir=str(tmp_path / "run"))).preempted
+    monkeypatch.setattr(Session, "step", step)
+    assert not run_training(tiny(**settings, run_dir=str(tmp_path / "run"), resume=True)).preempted
     assert "repeat themselves" not in capsys.readouterr().err
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
-@pytest.mark.usefixtures("uncompiled")
-def test_models_of_the_users_train_go_on_and_are_exported(tmp_path, tiny, monkeypatch):
-    def train(**changes):
-        layers = [keras.layers.Dense(5, "gelu", kernel_initializer=keras.initializers.Orthogonal(seed=1)), None]
-        layers[1] = keras.layers.Dense(2, kernel_initializer=keras.initializers.Orthogonal(seed=2))
-        config = tiny(run_dir=str(tmp_path / "run"), **changes)
-        return trpo_tf.TRPO(config, policy_network=keras.Sequential(layers)).train()
-
-    train(total_steps=120)
-    result = train(total_steps=240, resume=True)
-    assert len(read_csv(tmp_path / "run" / "progress.csv")) == 4
-    assert trpo_tf.load_policy(result.saved_model).action(np.zeros(4)) in (0, 1)
-    assert len(trpo_tf.evaluate(saved_model=result.saved_model, episodes=2).returns) == 2
-    for again in (
-        lambda: trpo_tf.evaluate(run_dir=str(tmp_path / "run")),
-        lambda: trpo_tf.train(tiny(run_dir=str(tmp_path / "run"), total_steps=360, resume=True)),
-    ):
-        with pytest.raises(UsageError, match="Keras models of its own"):
-            again()
+# Where the second time is meant the first one is before the run has anything to lose.
+_SECOND = {"save_arrays": 2, "save_manifest": 2, "save_rename": 2, "saved": 2, "write_row": 5, "evaluate": 2}
+_FAST = ("save_rename", "value_fit")
 
 
-_SLOWER = [
-    pytest.param(phase, marks=pytest.mark.slow)
-    for phase in ("boundary", "collect", "update", "value fit", "line search")
-]
-
-
-@pytest.mark.parametrize("phase", ["save", *_SLOWER])
-def test_a_crash_in_any_phase_is_resumed_to_the_bit(undisturbed, tmp_path, phase):
-    """SIGKILL in the fifth update, right after a boundary, while the first update is traced, or in the second save."""
-    where = {
-        "collect": ("trpo_tf.rollout.collector", "Collector", "collect", 5),
-        "boundary": ("trpo_tf.rollout.collector", "Collector", "collect", 4),
-        "update": ("trpo_tf.learner.trpo", "TRPO", "update", 5),
-        "value fit": ("trpo_tf.learner.trpo", "TRPO", "_timed_fit", 5),
-        "line search": ("trpo_tf.learner.trust_region", "", "line_search", 1),
-        "save": ("trpo_tf.run.checkpoint", "", "sync_directory", 3),
-    }[phase]
+@pytest.mark.parametrize("point", [p if p in _FAST else pytest.param(p, marks=pytest.mark.slow) for p in faults.POINTS])
+def test_a_kill_at_any_named_point_is_resumed_to_the_bit(undisturbed, tmp_path, point):
+    """SIGKILL in the fifth update, at a boundary, in an evaluation, while a row or a checkpoint is written."""
+    count = _SECOND.get(point, 1 if point in ("renew", "export") else 5)
     code = f"""
-import importlib, os, signal
-import trpo_tf
-module, owner, name, count = {where!r}
-owner = getattr(importlib.import_module(module), owner) if owner else importlib.import_module(module)
-real, calls = getattr(owner, name), [0]
-def deadly(*args, **kwargs):
-    calls[0] += 1
-    if calls[0] == count:
+import os, signal
+from trpo_tf import faults
+from trpo_tf.config import make_config
+from trpo_tf.runs import run_training
+reached = []
+def kill(name):
+    reached.append(name)
+    if reached.count({point!r}) == {count}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args, **kwargs)
-setattr(owner, name, deadly)
-trpo_tf.train(trpo_tf.Config(**{TINY!r}, total_steps=480, run_dir="run"))
+faults.hook = kill
+run_training(make_config(**{TINY!r}, total_steps=480, run_dir="run"))
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    resumed = subprocess.run(
-        [sys.executable, "-m", "trpo_tf.train", "--resume", "--run_dir=run"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert resumed.returncode == 0, resumed.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        saved = checkpoint.newest(tmp_path / "run" / "checkpoints").meta["config"]
+        assert not run_training(make_config(**saved | {"resume": True})).preempted
     assert_same(undisturbed, tmp_path / "run")
+
+
+def test_every_named_point_is_reached_and_no_other(tmp_path, monkeypatch):
+    reached = set()
+    monkeypatch.setattr(faults, "hook", reached.add)
+    run_training(make_config(**TINY, total_steps=300, run_dir=str(tmp_path / "run")))
+    assert reached == set(faults.POINTS)
 
 
 def test_sigterm_exits_42_and_a_second_signal_leaves_at_once(tmp_path):
@@ -233,17 +208,15 @@ def test_sigterm_exits_42_and_a_second_signal_leaves_at_once(tmp_path):
 
 def test_a_finished_run_resumed_stays_as_it_is(undisturbed):
     before = state(undisturbed)
-    trpo_tf.train(trpo_tf.Config(**TINY, total_steps=480, run_dir=str(undisturbed), resume=True))
+    run_training(make_config(**TINY, total_steps=480, run_dir=str(undisturbed), resume=True))
     assert state(undisturbed) == before
     assert [path.name for path in (undisturbed / "saved_model").iterdir()] == ["1"]
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_an_environment_that_fails_ends_the_run_with_a_checkpoint_of_a_whole_update(tmp_path, tiny, monkeypatch):
-    from trpo_tf.rollout.collector import EnvironmentFailure
-    from trpo_tf.rollout.envs import Envs
+    from trpo_tf.rollout.backends.envpool import EnvPoolBackend
 
-    real, calls = Envs.step, [0]
+    real, calls = EnvPoolBackend.step, [0]
 
     def failing(envs, action):
         calls[0] += 1
@@ -251,67 +224,64 @@ def test_an_environment_that_fails_ends_the_run_with_a_checkpoint_of_a_whole_upd
             raise ValueError("broken sensor")
         return real(envs, action)
 
-    monkeypatch.setattr(Envs, "step", failing)
+    monkeypatch.setattr(EnvPoolBackend, "step", failing)
     with pytest.raises(EnvironmentFailure, match="ValueError: broken sensor"):
-        trpo_tf.train(tiny(total_steps=480, run_dir=str(tmp_path / "run"), checkpoint_every=100))
-    monkeypatch.setattr(Envs, "step", real)
+        run_training(tiny(total_steps=480, run_dir=str(tmp_path / "run"), checkpoint_every=100))
+    monkeypatch.setattr(EnvPoolBackend, "step", real)
     saved = checkpoint.newest(tmp_path / "run" / "checkpoints")
     assert saved.meta["update"] == 2
-    assert saved.meta["act_count"] == 32
-    assert len(saved.arrays["collector/actions"]) == 32
-    result = trpo_tf.train(tiny(total_steps=480, run_dir=str(tmp_path / "run"), checkpoint_every=100, resume=True))
-    trpo_tf.train(tiny(total_steps=480, run_dir=str(tmp_path / "whole"), checkpoint_every=100))
+    assert int(saved.arrays["source/act_count"]) == 32
+    assert len(saved.arrays["source/actions"]) == 32
+    result = run_training(tiny(total_steps=480, run_dir=str(tmp_path / "run"), checkpoint_every=100, resume=True))
+    run_training(tiny(total_steps=480, run_dir=str(tmp_path / "whole"), checkpoint_every=100))
     assert_same(result.run_dir, tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_an_exported_version_on_the_way_and_an_environment_of_the_old_api(tmp_path, tiny):
     from tests.rollout import counting  # noqa: F401, registers its environments
 
     with pytest.raises(UsageError, match="older API"):
-        trpo_tf.train(tiny(env="Old-v0", run_dir=str(tmp_path / "old")))
+        run_training(tiny(env="Old-v0", run_dir=str(tmp_path / "old")))
     assert not (tmp_path / "old").exists()
-    trpo_tf.train(tiny(total_steps=240, export_every=2, run_dir=str(tmp_path / "run")))
+    run_training(tiny(total_steps=240, export_every=2, run_dir=str(tmp_path / "run")))
     assert sorted(path.name for path in (tmp_path / "run" / "saved_model").iterdir()) == ["1", "2"]
 
 
 def test_tensorflow_leaves_a_core_to_the_value_fit_unless_told_or_begun(tiny, monkeypatch, capsys):
     given = []
-    monkeypatch.setattr(trainer.tf.config.threading, "set_intra_op_parallelism_threads", given.append)
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", given.append)
     for cores, threads in ((8, 0), (1, 0), (8, 3)):
-        monkeypatch.setattr(trainer, "usable_cores", lambda cores=cores: set(range(cores)))
-        trainer.use_threads(tiny(update_threads=threads))
+        monkeypatch.setattr(training, "usable_cores", lambda cores=cores: set(range(cores)))
+        training.use_threads(tiny(update_threads=threads).compute)
     assert given == [7, 1, 3]
 
     def begun(threads):
         raise RuntimeError("Intra op parallelism cannot be modified after initialization.")
 
-    monkeypatch.setattr(trainer.tf.config.threading, "set_intra_op_parallelism_threads", begun)
-    trainer.use_threads(tiny())
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", begun)
+    training.use_threads(tiny().compute)
     assert capsys.readouterr().err == ""
-    trainer.use_threads(tiny(update_threads=3))
+    training.use_threads(tiny(update_threads=3).compute)
     assert "--update_threads=3" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_the_final_evaluation_counts_for_the_best(tmp_path, tiny):
-    result = trpo_tf.train(tiny(total_steps=1, run_dir=tmp_path / "run", eval_every=1000, export=False))
+    result = run_training(tiny(total_steps=1, run_dir=tmp_path / "run", eval_every=1000, export=False))
     best = checkpoint.newest(tmp_path / "run" / "best", pytest.fail)
     assert best.meta["update"] == 1
-    assert best.meta["best_return"] == result.evaluation.returns.mean()
+    assert float(best.arrays["callbacks/Evaluate/0/best_return"]) == result.evaluation.returns.mean()
 
 
 def test_resuming_refuses_another_configuration_and_nothing_to_resume(undisturbed, tmp_path, tiny):
-    with pytest.raises(UsageError, match="--num_envs=2: the checkpoint has 4"):
-        trpo_tf.train(tiny(num_envs=2, run_dir=str(undisturbed), resume=True))
-    with pytest.raises(UsageError, match="--max_staleness=3: the checkpoint has 64"):
-        trpo_tf.train(tiny(max_staleness=3, run_dir=str(undisturbed), resume=True))
-    with pytest.raises(checkpoint.NoCheckpointError, match="no valid checkpoint"):
-        trpo_tf.train(tiny(run_dir=str(tmp_path / "nothing"), resume=True))
+    with pytest.raises(UsageError, match="num_envs=2: the checkpoint has 4"):
+        run_training(tiny(num_envs=2, run_dir=str(undisturbed), resume=True))
+    with pytest.raises(UsageError, match="max_staleness=3: the checkpoint has 64"):
+        run_training(tiny(max_staleness=3, run_dir=str(undisturbed), resume=True))
+    with pytest.raises(NoCheckpointError, match="no valid checkpoint"):
+        run_training(tiny(run_dir=str(tmp_path / "nothing"), resume=True))
     assert not (tmp_path / "nothing").exists()
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_a_full_disk_is_a_warning_until_the_last_checkpoint(tmp_path, tiny, monkeypatch, capsys):
     real, calls = checkpoint.save, []
 
@@ -322,25 +292,23 @@ def test_a_full_disk_is_a_warning_until_the_last_checkpoint(tmp_path, tiny, monk
         return real(*args)
 
     monkeypatch.setattr(checkpoint, "save", sometimes)
-    trpo_tf.train(tiny(total_steps=480, run_dir=str(tmp_path / "a")))
+    run_training(tiny(total_steps=480, run_dir=str(tmp_path / "a")))
     assert capsys.readouterr().err.count("checkpoint not saved, training goes on") == 2
     monkeypatch.setattr(checkpoint, "save", lambda *args: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
-        trpo_tf.train(tiny(total_steps=60, run_dir=str(tmp_path / "b")))
+        run_training(tiny(total_steps=60, run_dir=str(tmp_path / "b")))
 
 
 @pytest.mark.slow
 def test_cartpole_is_solved(tmp_path):
-    config = trpo_tf.Config(
-        env="CartPole-v1", total_steps=100_000, steps_per_update=1024, run_dir=str(tmp_path / "run")
-    )
-    assert trpo_tf.train(config).evaluation.summary()["return_mean"] == 500
+    config = make_config(env="CartPole-v1", total_steps=100_000, steps_per_update=1024, run_dir=str(tmp_path / "run"))
+    assert run_training(config).evaluation.summary()["return_mean"] == 500
 
 
 @pytest.mark.slow
 def test_hopper_learns(tmp_path):
-    config = trpo_tf.Config(env="Hopper-v5", total_steps=200_000, run_dir=str(tmp_path / "run"))
-    assert trpo_tf.train(config).evaluation.summary()["return_mean"] > 800
+    config = make_config(env="Hopper-v5", total_steps=200_000, run_dir=str(tmp_path / "run"))
+    assert run_training(config).evaluation.summary()["return_mean"] > 800
 
 
 @pytest.mark.slow

@@ -1,140 +1,339 @@
-"""The project in four calls: train, evaluate, export, load_policy."""
+"""The library: an agent that learns, acts, is evaluated, saved, taken up again and exported."""
 
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import gymnasium as gym
 import numpy as np
 
-from trpo_tf import trainer
-from trpo_tf.config import Config, EvaluateConfig, ExportConfig, UsageError
-from trpo_tf.policy.actor import Actor
-from trpo_tf.rollout.envs import Envs, derive_seed
-from trpo_tf.rollout.evaluation import Evaluation, env_count
-from trpo_tf.rollout.evaluation import evaluate as run_episodes
-from trpo_tf.run.saved_model import LoadedPolicy
+from trpo_tf import faults, seeds, state, training
+from trpo_tf.acting import spaces
+from trpo_tf.acting.encoders import TAKEN
+from trpo_tf.acting.stateful import stateful_act
+from trpo_tf.config import Config, from_dict, make_config, show_settings, to_dict
+from trpo_tf.errors import UsageError
+from trpo_tf.history import History, Recorder
+from trpo_tf.messages import warn
+from trpo_tf.policy.tensor_actor import make_actor
+from trpo_tf.rollout.environments import Environments, env_name
+from trpo_tf.rollout.evaluation import Evaluation, env_count, evaluate
+from trpo_tf.run import checkpoint
+from trpo_tf.run.callback import Callback, as_callbacks
+from trpo_tf.run.directory import versions
+from trpo_tf.run.metrics.row import Row
+from trpo_tf.serving import saved_model
+from trpo_tf.serving.loaded_policy import LoadedPolicy
+from trpo_tf.session import Session
 
-_SEED_STEP = 1 << 16  # more than the environments of an evaluation
-
-
-def train(config: Config) -> trainer.Result:
-    """Trains a policy; see trainer.train."""
-    return trainer.train(config)
+CallbackLike = Callback | Callable[["TRPO", Row], bool | None]
+Env: TypeAlias = Any  # str | Callable[[], gym.Env] | gym.vector.VectorEnv | an EnvPool
 
 
 class TRPO:
-    """Training with Keras models of your own: TRPO(env="Hopper-v5", policy_network=model).train().
+    """An agent: policy and value networks, and what trains them.
+
+    agent = TRPO("Hopper-v5", max_kl=0.03, seed=0); agent.learn(300_000); action, _ = agent.predict(obs)
 
     Args:
-      config: or its fields as keyword arguments.
-      policy_network: from the observation's features to the numbers of the action's distribution: for a Box of A
-        actions A means, for Discrete K logits; anything else is refused with the number that is needed. The features
-        are the normalised vector [N, D], or, where there are images, a dict of `vector` and each image by its name.
-      value_network: from the same to [N, 1].
+      env: an environment id, a callable that makes a gymnasium.Env, a gymnasium vector environment, or an EnvPool.
+      policy_network: a Keras model instead of the configured network: from the observation's features to the outputs
+        for the action distribution. For a Box of A actions these are A means, for Discrete K logits; anything else is
+        refused with the number that is needed. The features are the normalised vector [N, D], or, where there are
+        images, a dict of `vector` and each image by its name.
+      value_network: a Keras model from the same features to [N, 1].
+      eval_env: an id or a callable; environments of evaluations, needed where env is a vector environment.
+      config: all settings in one record, instead of keyword arguments.
+      settings: as the training command's flags, by name; help(TRPO) lists them. Those of the group "the run" but
+        total_steps, seed and checkpoint_every are for the command; in Python, callbacks do what they ask for.
+
+    Raises:
+      UsageError: a setting is out of its range, or the environment does not exist or is not supported.
     """
 
-    def __init__(self, config: Config | None = None, policy_network=None, value_network=None, **settings: Any):
-        self.config = config or Config(**settings)
-        self._networks = policy_network, value_network
+    def __init__(
+        self,
+        env: Env,
+        *,
+        policy_network: Any = None,
+        value_network: Any = None,
+        eval_env: str | Callable[[], gym.Env] | None = None,
+        config: Config | None = None,
+        **settings: Any,
+    ):
+        if config is None:
+            if not isinstance(env, str) and hasattr(env, "num_envs"):
+                settings = {"num_envs": env.num_envs} | settings
+            config = make_config(env=env_name(env), **settings)
+        elif settings:
+            raise UsageError(f"config has all settings; not {', '.join(sorted(settings))} besides")
+        training.use_threads(config.compute)
+        config = config if config.environment.env == env_name(env) else config.replace(env=env_name(env))
+        environments = Environments(config.environment, None if isinstance(env, str) else env, eval_env)
+        self.session = Session(config, environments, policy_network, value_network)
+        self.resumed_from: Path | None = None
+        self._callbacks: list[Callback] = []
+        self._callback_state: state.State = {}
+        self._actor = make_actor(self.session.policy, live=True)
+        self._acting_version, self._noise = -1, self._draws(config.run.seed)
 
-    def train(self) -> trainer.Result:
-        """Trains; see trainer.train."""
-        return trainer.train(self.config, *self._networks)
+    @property
+    def config(self) -> Config:
+        """All settings."""
+        return self.session.config
+
+    @property
+    def update(self) -> int:
+        """Updates so far."""
+        return self.session.update
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps (valid transitions) so far."""
+        return self.session.env_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Environment steps that the training is to have in all."""
+        return self.session.total_steps
+
+    @property
+    def observation_space(self) -> gym.Space:
+        """Of a single environment."""
+        return self.session.spaces[0]
+
+    @property
+    def action_space(self) -> gym.Space:
+        """Of a single environment."""
+        return self.session.spaces[1]
+
+    def learn(self, total_steps: int | None = None, callbacks: Sequence[CallbackLike] = ()) -> History:
+        """Trains. Ctrl-C lets the update under way finish and returns; a second one is a KeyboardInterrupt.
+
+        Args:
+          total_steps: environment steps in all, counted from the agent's first; None: as configured.
+          callbacks: called after every update, (agent, row) -> None, or False to end the training.
+
+        Returns:
+          The rows of metrics, one per update.
+
+        Raises:
+          UsageError: the agent has taken so many steps already.
+          EnvironmentFailure: an environment raised, or keeps giving NaN or infinity.
+        """
+        if total_steps is not None and self.env_steps >= total_steps:
+            raise UsageError(
+                f"--total_steps={total_steps}: the agent has taken {self.env_steps} steps already, and total_steps "
+                "counts from its first"
+            )
+        history = History()
+        with training.signals() as stopping:
+            self.train([*callbacks, Recorder(history)], total_steps or self.config.run.total_steps, stopping.is_set)
+        return history
+
+    def train(
+        self, callbacks: Sequence[CallbackLike], total_steps: int, stopping: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """As `learn`, without a history; whether the training is over, False where `stopping` interrupted it."""
+        self._callbacks = as_callbacks(callbacks)
+        for name, callback in self._named_callbacks():
+            saved = state.part(name, self._callback_state)
+            if saved:
+                callback.restore(saved)
+        self._callback_state = {}
+        self.session.total_steps = total_steps
+        return training.learn(self, total_steps, self._callbacks, stopping)
+
+    def iterate(self, until: int | None = None) -> Iterator[Row]:
+        """The updates of `learn` as an iterator, without callbacks: the metrics of each, until so many steps in all."""
+        return self.session.updates(until or self.config.run.total_steps)
+
+    def predict(
+        self,
+        obs: Any,
+        state: dict[str, np.ndarray] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Any, dict[str, np.ndarray] | None]:
+        """Acts on an observation, or on a batch of them.
+
+        Args:
+          obs: as the environment gives it, [...] or [N, ...].
+          state: what the last call returned; None where an episode begins, and without a recurrent core.
+          episode_start: [N] bool, where an episode begins; by default everywhere without a state, else nowhere.
+          deterministic: the distribution's mode instead of a draw.
+
+        Returns:
+          The action as the environment's step takes it, [...] or [N, ...], and the recurrent state, None without one.
+        """
+        self._refresh_actor()
+        actor, leaves = self._actor, spaces.named(obs, "observation", TAKEN)
+        given = {name: np.asarray(leaves[name], leaf.dtype) for name, leaf in actor.leaves.items()}
+        single = any(x.ndim == len(actor.leaves[name].shape) for name, x in given.items())
+        if single:
+            given = {name: x[None] for name, x in given.items()}
+        rows = len(next(iter(given.values())))
+        if actor.states:
+            starts = np.full(rows, state is None) if episode_start is None else np.reshape(episode_start, rows)
+            zeros = {name: np.zeros((rows, size), np.float32) for name, size in actor.states.items()}
+            given |= {"is_first": starts.astype(np.float32)} | (state or zeros)
+        if deterministic:
+            action, after = actor.mode(given)
+        else:
+            _, action, after = actor(given, self._noise(rows))
+        taken = actor.to_env(action)
+        if single:
+            parts = iter([x[0] for x in spaces.named(taken, "action").values()])
+            taken = spaces.rebuild(taken, lambda _: next(parts))
+        return taken, dict(zip(sorted(actor.states), after, strict=True)) if actor.states else None
+
+    def _refresh_actor(self) -> None:
+        if self._acting_version != self.update:
+            self._actor.set_weights(self.session.policy.get_weights())
+            self._acting_version = self.update
+
+    def _draws(self, seed: int) -> Callable[[int], np.ndarray]:
+        """From a number of rows to what so many draws need, [rows, noise_size]; new numbers at every call."""
+        key, count = seeds.derive_seed(seed, seeds.SAMPLING), itertools.count()
+        noise = self.session.policy.distribution.noise
+        return lambda rows: noise([rows], np.array([key, next(count)], np.int32)).numpy()
+
+    def evaluate(self, episodes: int = 20, deterministic: bool = True, seed: int | None = None) -> Evaluation:
+        """Runs whole episodes in environments of their own.
+
+        Args:
+          episodes: how many.
+          deterministic: the distribution's mode instead of draws.
+          seed: of the environments; None: one that depends on the agent's seed and update.
+        """
+        if deterministic and seed is None:
+            return self.session.evaluate(episodes)
+        path = (self.config.run.seed, seeds.EVAL_ENVS, self.update) if seed is None else (seed, seeds.EVAL_ENVS)
+        envs = self.session.environments.evaluation(env_count(episodes), seeds.derive_seed(*path))
+        self._refresh_actor()
+        noise = self._noise if seed is None else self._draws(seed)
+        return evaluate(stateful_act(self._actor, None if deterministic else noise), envs, episodes)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Saves all but the environments to a directory, for `load`; a save that is there is replaced.
+
+        Raises:
+          UsageError: the directory holds something else.
+        """
+        target = Path(path)
+        if target.exists() and not checkpoint.is_one(target):
+            raise UsageError(f"{target}: is there already, and is no saved agent")
+        checkpoint.write(target, self.session.checkpoint(source=False))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, env: Env | None = None, **changes: Any) -> "TRPO":
+        """An agent with the networks, normaliser and optimiser of a saved one; its training starts anew.
+
+        Args:
+          path: what `save` wrote.
+          env: another environment of the same spaces; None: the one it was trained on, which must have an id.
+          changes: settings that differ, and policy_network, value_network and eval_env.
+
+        Raises:
+          UsageError: the spaces or networks differ; names what.
+        """
+        if not checkpoint.is_one(Path(path)):
+            raise UsageError(f"{path}: no agent that `save` wrote; TRPO.resume takes the directory of a run")
+        saved = checkpoint.load(Path(path))
+        agent = cls._of(saved, env, {"run_dir": "", "resume": False} | changes)
+        agent.session.restore_policy(saved)
+        agent.session.learner.restore(state.part("learner", saved.arrays), replay=False)
+        return agent
+
+    @classmethod
+    def resume(cls, run_dir: str | os.PathLike, env: Env | None = None, **changes: Any) -> "TRPO":
+        """The agent of a run's newest checkpoint: with the same callbacks, `learn` goes on to the bit.
+
+        Args:
+          run_dir: of the Checkpoint callback, or of the training command.
+          env: as it was; None where it has an id.
+          changes: settings that differ, total_steps for example, and policy_network, value_network and eval_env.
+
+        Raises:
+          NoCheckpointError: there is no valid checkpoint.
+          UsageError: a setting differs that the checkpoint depends on; names both values.
+        """
+        saved = checkpoint.newest(Path(run_dir) / "checkpoints", warn)
+        agent = cls._of(saved, env, {"run_dir": str(run_dir), "resume": True} | changes)
+        agent.session.restore(saved)
+        agent._callback_state = state.part("callbacks", saved.arrays)
+        agent.resumed_from = Path(run_dir)
+        return agent
+
+    @classmethod
+    def of_checkpoint(cls, saved: checkpoint.Checkpoint, env: Env | None = None, **changes: Any) -> "TRPO":
+        """The agent of a checkpoint without training environments, to be evaluated or exported."""
+        agent = cls._of(saved, env, changes)
+        agent.session.restore(saved, source=False)
+        return agent
+
+    @classmethod
+    def _of(cls, saved: checkpoint.Checkpoint, env: Env | None, changes: dict[str, Any]) -> "TRPO":
+        """A new agent of a checkpoint's configuration; the file never decides whether an id may import a module."""
+        models = {name: changes.pop(name, None) for name in ("policy_network", "value_network", "eval_env")}
+        changes |= {} if env is None else {"env": env_name(env)}
+        config = from_dict(saved.meta["config"]).replace(**{"allow_env_module": False} | changes)
+        return cls(config.environment.env if env is None else env, config=config, **models)
+
+    def export(self, directory: str | os.PathLike) -> Path:
+        """Saves the policy as the next numbered SavedModel below a directory; returns the version's directory."""
+        faults.point("export")
+        scale = self.session.reward_scale()
+        return saved_model.save(self.session.policy, scale, self.metadata(), Path(directory))
+
+    def metadata(self) -> dict[str, Any]:
+        """What an exported policy says of its origin."""
+        evaluation = self.session.evaluation
+        known = evaluation is not None and evaluation["update"] == self.update
+        observation_space, action_space = map(str, self.session.spaces)
+        return {
+            "env": self.config.environment.env,
+            "observation_space": observation_space,
+            "action_space": action_space,
+            "algorithm": "TRPO",
+            "flags": to_dict(self.config) | {"resume": False},
+            "seed": self.config.run.seed,
+            "update": self.update,
+            "env_steps": self.env_steps,
+            "evaluation": evaluation if known else None,
+            "versions": versions(),
+        }
+
+    def checkpoint(self) -> checkpoint.Checkpoint:
+        """The whole state, that of the callbacks of the training under way included."""
+        saved = self.session.checkpoint()
+        for name, callback in self._named_callbacks():
+            saved.arrays.update(state.prefixed(f"callbacks/{name}", callback.state()))
+        return saved
+
+    def flush(self) -> None:
+        """Lets the loggers of the training under way write what waits."""
+        for callback in self._callbacks:
+            callback.flush()
+
+    def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
+        """Class/number of every callback, the same in a run and its resumption."""
+        counts: dict[str, int] = {}
+        for callback in self._callbacks:
+            kind = type(callback).__name__
+            counts[kind] = counts.get(kind, -1) + 1
+            yield f"{kind}/{counts[kind]}", callback
+
+    def close(self) -> None:
+        """Frees the environments."""
+        self.session.close()
 
 
-def load_policy(saved_model_dir) -> LoadedPolicy:
+def load_policy(saved_model_dir: str | os.PathLike) -> LoadedPolicy:
     """A SavedModel for inference: `.action(obs)`, `.sample(obs, seed)`, `.predict(obs, signature)`, `.metadata`."""
     return LoadedPolicy(saved_model_dir)
 
 
-def evaluate(config: EvaluateConfig | None = None, progress=lambda done: None, **settings: Any) -> Evaluation:
-    """Runs whole episodes with a run's checkpoint or with a SavedModel.
-
-    Args:
-      config: or its fields as keyword arguments, such as evaluate(saved_model="runs/x/saved_model", episodes=20).
-      progress: called with the number of episodes done.
-
-    Returns:
-      Evaluation: returns and lengths, and their `summary()`.
-
-    Raises:
-      UsageError: a setting is wrong, or the policy does not fit the environment.
-      NoCheckpointError: the run has no valid checkpoint.
-    """
-    config = config or EvaluateConfig(**settings)
-    if config.render and config.video:
-        raise UsageError("--render and --video exclude each other: name one")
-    trained_on, flags, spaces, act = (_saved_model_actor if config.saved_model else _checkpoint_actor)(config)
-    env_id = config.env or trained_on
-    known = flags if env_id == trained_on else {}
-    made = {name: known.get(name, "") for name in ("env_options", "wrappers")}
-    backend = known.get("env_backend", "auto") if config.env_backend == "auto" else config.env_backend
-    watched = config.render or config.video
-    envs = Envs(
-        env_id,
-        1 if watched else env_count(config.episodes),
-        derive_seed(config.seed),
-        "gymnasium" if watched else backend,
-        allow_module=config.allow_env_module,
-        **made,
-        render_mode="human" if config.render else "rgb_array" if config.video else None,
-        video_dir=config.video,
-    )
-    for name, theirs in spaces.items():
-        ours = str(getattr(envs, name))
-        if theirs is not None and theirs != ours and config.env and not watched:
-            raise UsageError(f"--env={config.env}: its {name} is {ours}, the policy's is {theirs}")
-    return run_episodes(act, envs, config.episodes, progress)
-
-
-def _saved_model_actor(config: EvaluateConfig):
-    try:
-        policy = LoadedPolicy(config.saved_model)
-    except OSError as error:
-        raise UsageError(f"--saved_model={config.saved_model}: {error}") from error
-    trained_on = policy.metadata.get("env")
-    if not (config.env or trained_on):
-        raise UsageError("--env is missing: the SavedModel does not name its environment")
-    spaces = {name: policy.metadata.get(name) for name in ("observation_space", "action_space")}
-    seeds = _row_seeds(config.seed)
-    act = policy.player((lambda rows: next(seeds)(rows)) if config.stochastic else None)
-    return trained_on, policy.metadata.get("flags", {}), spaces, act
-
-
-def _checkpoint_actor(config: EvaluateConfig):
-    agent, seeds = _load(config), _row_seeds(config.seed)
-
-    def noise(rows):
-        return agent.policy.family.noise([rows], next(seeds)(1)[0]).numpy()
-
-    act = Actor(agent.policy).player(noise if config.stochastic else None)
-    return agent.config.env, agent.flags(), agent.spaces, act
-
-
-def _load(config: EvaluateConfig | ExportConfig) -> trainer.Agent:
-    if not Path(config.run_dir).is_dir():
-        raise UsageError(f"--run_dir={config.run_dir}: no such directory")
-    return trainer.load_agent(Path(config.run_dir), config.best, config.allow_env_module)
-
-
-def _row_seeds(seed: int):
-    """Functions from a number of rows to seeds [N, 2], fresh ones every time."""
-    count = 0
-    while True:
-        first = count * _SEED_STEP
-        yield lambda rows, first=first: np.stack([np.full(rows, seed), (first + np.arange(rows)) % 2**31], 1).astype(
-            np.int32
-        )
-        count += 1
-
-
-def export(config: ExportConfig | None = None, **settings: Any) -> Path:
-    """Saves a run's newest or best checkpoint as the next numbered SavedModel.
-
-    Args:
-      config: or its fields as keyword arguments, such as export(run_dir="runs/x", best=True).
-
-    Returns:
-      The version's directory.
-    """
-    config = config or ExportConfig(**settings)
-    return _load(config).export(Path(config.export_dir or Path(config.run_dir) / "saved_model"))
+show_settings(TRPO, after="settings")

@@ -6,12 +6,13 @@ import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 from absl import flags
 
-from trpo_tf.config import UsageError
+from trpo_tf.config import GROUPS, Config, settings
+from trpo_tf.errors import ActingDiffersError, EnvironmentFailure, Error, NoCheckpointError, UsageError
 
 OK, FAILURE, USAGE, PREEMPTED = 0, 1, 2, 42
 
@@ -28,7 +29,7 @@ def run(main: Callable[[dict[str, Any]], int | None], config_class: type, comman
 
     Args:
       main: from the flags that were given, by field name, to an exit code; None is 0.
-      config_class: a record of config.py; its fields are the flags.
+      config_class: a record of config/; its settings are the flags.
       command, text: name and one line for the help.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -46,14 +47,21 @@ def _run(main, config_class: type, command: str, text: str) -> int:
         return _complain(error, USAGE)
     except KeyboardInterrupt:
         return 130
+    except (EnvironmentFailure, NoCheckpointError, ActingDiffersError) as error:
+        return _complain(error, FAILURE)
     except Exception as error:
         if "TRPO_TF_TRACEBACK" in os.environ:
             raise
         return _complain(f"{type(error).__name__}: {error} (TRPO_TF_TRACEBACK=1 shows where)", FAILURE)
 
 
-def load_api():
-    """Imports trpo_tf.api, and with it TensorFlow, without TensorFlow's remarks on stderr about absent accelerators.
+def load_runs():
+    """Imports trpo_tf.runs, as `import_quietly` does."""
+    return import_quietly("trpo_tf.runs")
+
+
+def import_quietly(name: str):
+    """Imports a module, and with it TensorFlow, without TensorFlow's remarks on stderr about absent accelerators.
 
     They come from C++ before any log level is read, so the file descriptor itself is turned away meanwhile. Where
     there is no stderr, there is nothing to turn away.
@@ -68,13 +76,13 @@ def load_api():
             os.dup2(remarks.fileno(), 2)
             stack.callback(os.close, kept)
             stack.callback(os.dup2, kept, 2)
-        api = importlib.import_module("trpo_tf.api")
+        module = importlib.import_module(name)
         importlib.import_module("tensorflow").config.list_physical_devices()  # looks for them now, remarks included
-        return api
+        return module
 
 
 def _complain(error: Any, code: int) -> int:
-    message = " ".join(str(error).split())
+    message = " ".join((error.message if isinstance(error, Error) else str(error)).split())
     print(f"trpo_tf: {''.join(c if c.isprintable() else '?' for c in message)}", file=sys.stderr)
     return code
 
@@ -87,8 +95,8 @@ def parse(config_class: type, argv: list[str]) -> dict[str, Any]:
       flags.Error: an unknown flag, or a flagfile that cannot be read.
     """
     values = flags.FlagValues()
-    for field in dataclasses.fields(config_class):
-        define = _DEFINE.get(field.type, flags.DEFINE_list)
+    for _, field in _fields(config_class):
+        define: Any = _DEFINE.get(cast(type, field.type), flags.DEFINE_list)
         default = list(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         define(field.name, default, field.metadata["help"], flag_values=values)
     flags.DEFINE_boolean("help", False, "show the flags", short_name="h", flag_values=values)
@@ -97,10 +105,20 @@ def parse(config_class: type, argv: list[str]) -> dict[str, Any]:
         raise UsageError(f"{rest[1]}: not a flag; flags look like --name=value")
     given = {
         field.name: _typed(field, values[field.name].value)
-        for field in dataclasses.fields(config_class)
+        for _, field in _fields(config_class)
         if values[field.name].present
     }
     return given | {"help": values["help"].value}
+
+
+def _fields(config_class: type) -> Iterator[tuple[str, dataclasses.Field]]:
+    """The settings of a record, or of all rooms of a Config, each with the group that it stands in."""
+    if config_class is Config:
+        for room, field in settings():
+            yield GROUPS[room], field
+    else:
+        for field in dataclasses.fields(config_class):
+            yield "flags", field
 
 
 def _typed(field: dataclasses.Field, value: Any) -> Any:
@@ -118,9 +136,9 @@ def help_text(config_class: type, command: str, text: str) -> str:
     """The flags in groups, with defaults, ranges and sources."""
     lines = [f"usage: python -m trpo_tf.{command} [--flag=value ...] [--flagfile=FILE]", "", text]
     group = None
-    for field in dataclasses.fields(config_class):
-        if field.metadata["group"] != group:
-            group = field.metadata["group"]
+    for name, field in _fields(config_class):
+        if name != group:
+            group = name
             lines += ["", f"{group}:"]
         default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         name = f"--[no]{field.name}" if field.type is bool else f"--{field.name}"

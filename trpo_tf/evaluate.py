@@ -12,13 +12,13 @@ from trpo_tf.config import EvaluateConfig
 def main(given):
     """Prints mean, spread, minimum and maximum of return and length, as a table and as JSON."""
     config = EvaluateConfig(**given)
-    api = cli.load_api()
-    from trpo_tf.run.metrics import evaluation_table
+    runs = cli.load_runs()
+    from trpo_tf.run.metrics.screen import evaluation_table
 
     console = rich.console.Console(stderr=config.json == "-")
     with rich.progress.Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("episodes", total=config.episodes)
-        result = api.evaluate(config, progress=lambda done: bar.update(task, completed=done))
+        result = runs.run_evaluation(config, progress=lambda done: bar.update(task, completed=done))
     summary = result.summary()
     text = json.dumps(summary | {"returns": result.returns.tolist(), "lengths": result.lengths.tolist()})
     if config.json == "-":

@@ -7,8 +7,8 @@ from trpo_tf.config import ExportConfig
 def main(given):
     """Exports, and prints the version's directory and fingerprint."""
     config = ExportConfig(**given)
-    version = cli.load_api().export(config)
-    from trpo_tf.run.saved_model import fingerprint
+    version = cli.load_runs().run_export(config)
+    from trpo_tf.serving.saved_model import fingerprint
 
     print(version)
     print(f"fingerprint {fingerprint(version)}")

@@ -1,7 +1,8 @@
 """python -m trpo_tf.serve: a server for development, where TF Serving is not at hand."""
 
 from trpo_tf import cli
-from trpo_tf.config import ServeConfig, UsageError
+from trpo_tf.config import ServeConfig
+from trpo_tf.errors import UsageError
 
 _WARNING = """\
 For development: one model, no batching of requests, no labels, no monitoring, no authentication, no encryption.
@@ -11,9 +12,8 @@ For production, TF Serving runs the same directory: see export/README.md."""
 def main(given):
     """Serves until it is interrupted."""
     config = ServeConfig(**given)
-    cli.load_api()
     try:
-        from trpo_tf.run import server
+        server = cli.import_quietly("trpo_tf.serving.server.serve")
     except ImportError as error:
         raise UsageError(f"{error.name} is missing: pip install 'trpo_tf[serving]'") from error
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from trpo_tf import cli
-from trpo_tf.config import Config, UsageError, from_dict
+from trpo_tf.config import Config, from_dict
+from trpo_tf.errors import UsageError
 
 
 def main(given):
@@ -16,7 +17,7 @@ def main(given):
         saved = checkpoint.newest(Path(given["run_dir"]) / "checkpoints").meta["config"]
         given = saved | {"allow_env_module": False} | given
     config = from_dict(given)
-    return cli.PREEMPTED if cli.load_api().train(config).preempted else cli.OK
+    return cli.PREEMPTED if cli.load_runs().run_training(config).preempted else cli.OK
 
 
 if __name__ == "__main__":

@@ -1,4 +1,11 @@
-"""The records that cross rooms: what the rollout hands to the learner and what solvers return."""
+"""The records that cross rooms.
+
+T time steps, B environments, W columns: B times the rollouts that an update uses; N = T * W transitions. P parameters
+of the policy, K parameters of an action distribution, A columns of a raw action, L time steps of a sequence.
+
+A transition has staleness s if the policy that acted was s updates behind the one that learns. New transitions are
+those of the newest rollout; with a lag they are stale.
+"""
 
 from typing import Any, NamedTuple
 
@@ -8,70 +15,72 @@ ALIGNMENT = 64  # bytes; TensorFlow takes over memory that begins at a multiple 
 
 
 class Trajectory(NamedTuple):
-    """One update's transitions, time-major. T time, B envs; invalid rows carry mask 0.
+    """What the environments gave for one update, time-major.
 
     The row after an episode's end is the reset row: its action was ignored, its mask is 0, and the observation
-    that follows it starts the next episode. So obs[t + 1] is the true successor of every valid row t.
+    that follows it starts the next episode. So obs[t + 1] is the true successor of every transition t whose mask is 1.
     """
 
     obs: Any  # dict of [T+1, B, ...]
-    action: Any  # [T, B, A], as sampled: neither clipped nor rescaled
-    behavior_logp: Any  # [T, B], of that action, under the parameters that drew it
-    reward: Any  # [T, B]
+    raw_action: Any  # [T, B, A], as drawn: neither clipped nor rescaled
+    behavior_logp: Any  # [T, B], of that action, under the policy that drew it
+    reward: Any  # [T, B], in the environment's units
     terminated: Any  # [T, B] bool, never together with truncated
     truncated: Any  # [T, B] bool
-    mask: Any  # [T, B] float, 1 where the row is a transition
-    behavior_params: Any = ()  # [T, B, K], the distribution that it was drawn from
-    policy_version: Any = ()  # [T, B] int32, the updates that its policy had behind it
-    advantage: Any = ()  # [T, B], in units of the reward, of rows that were learned from before
+    mask: Any  # [T, B] float, 1 where the row is a transition, else 0
 
 
-def pack(trajectory: Trajectory, prefix: str) -> dict[str, np.ndarray]:
-    """Its arrays by name, for a checkpoint; fields that are empty are left out."""
-    leaves = {f"obs/{name}": x for name, x in trajectory.obs.items()} | trajectory._asdict()
-    return {f"{prefix}/{name}": x for name, x in leaves.items() if name != "obs" and len(x)}
+class Rollout(NamedTuple):
+    """A Trajectory, and where it comes from. A column is one stream of experience."""
+
+    trajectory: Trajectory
+    behavior_params: Any  # [T, B, K], parameters of the distributions that the actions were drawn from
+    version: Any  # [T, B] int32, updates that the policy which acted had behind it
+    discounted_return: Any  # [T, B], R_t = gamma R_t-1 (1 - ended_t-1) + r_t of each stream since its episode began
+    episode_returns: list[float]  # undiscounted, of the whole episodes that ended
+    episode_lengths: list[int]
+    invalid: int  # transitions that were masked, because they held NaN or infinity
 
 
-def unpack(arrays: dict[str, np.ndarray], prefix: str) -> Trajectory | None:
-    """The trajectory that `pack` gave these names, None where there is none; other entries are left alone."""
+def pack(rollout: Rollout, prefix: str) -> dict[str, np.ndarray]:
+    """The arrays of a rollout by name, for a checkpoint."""
+    fields = rollout._asdict()
+    trajectory = fields.pop("trajectory")._asdict()
+    leaves = {f"obs/{name}": x for name, x in trajectory.pop("obs").items()} | trajectory
+    numbers = {"episode_returns": np.float64, "episode_lengths": np.int64, "invalid": np.int64}
+    leaves |= {name: np.asarray(x, numbers.get(name)) for name, x in fields.items()}
+    return {f"{prefix}/{name}": x for name, x in leaves.items()}
+
+
+def unpack(arrays: dict[str, np.ndarray], prefix: str) -> Rollout | None:
+    """The rollout that `pack` gave these names, None where there is none; other entries are left alone."""
     leaves = {name.removeprefix(f"{prefix}/"): x for name, x in arrays.items() if name.startswith(f"{prefix}/")}
-    obs = {name.removeprefix("obs/"): leaves.pop(name) for name in list(leaves) if name.startswith("obs/")}
-    return Trajectory(obs, **leaves) if leaves else None
+    if not leaves:
+        return None
+    obs = {name.removeprefix("obs/"): x for name, x in leaves.items() if name.startswith("obs/")}
+    trajectory = Trajectory(obs, **{name: leaves[name] for name in Trajectory._fields if name != "obs"})
+    numbers = leaves["episode_returns"].tolist(), leaves["episode_lengths"].tolist(), int(leaves["invalid"])
+    return Rollout(trajectory, leaves["behavior_params"], leaves["version"], leaves["discounted_return"], *numbers)
 
 
 class Batch(NamedTuple):
-    """A trajectory with its learning signals, flattened to N = T * B rows.
+    """What a policy step learns from, N transitions.
 
-    With sequences of L time steps, the rows of one stand together: row (k B + b) L + l is time k L + l of env b.
+    With sequences of L time steps, the transitions of one stand together: row (k W + b) L + l is time k L + l of
+    column b.
     """
 
-    obs: Any  # dict of [N, ...]: features; with fisher_chunk observations, and at L = 1 those of time T after them
-    action: Any  # [N, A]
-    behavior_logp: Any  # [N]
-    advantage: Any  # [N]
-    returns: Any  # [N], targets of the value network; 0 in rows that are used again, which it is not fitted to
-    values: Any  # [N], its predictions before it was fitted to them
-    mask: Any  # [N], 1 or 0; where older data is learned from, the weight of the row
-    fresh: Any = ()  # [N], its newest rows, as a mask
-    behavior_params: Any = ()  # [N, K]
+    features: Any  # dict of [>= N, ...]; with chunk_size observations, of which each chunk's features are made
+    raw_action: Any  # [N, A]
+    behavior_logp: Any  # [N], denominator of the ratios: log mu(a|s), truncated where transitions are stale
+    advantage: Any  # [N], standardised
+    weights: Any  # [N], 0 where the row is no transition; 1, or more or less where older transitions are among them
 
 
-class Solution(NamedTuple):
-    """What conjugate gradient returns."""
+class ValueBatch(NamedTuple):
+    """What the value network is fitted to, N rows in the order of a Batch."""
 
-    direction: Any  # [P], x
-    product: Any  # [P], A x, as far as rounding let the residual follow it
-    residual: Any  # scalar float64, |A x - b|
-    iterations: Any  # scalar int32
-    reason: Any  # scalar int32, an index into conjugate_gradient.REASONS
-
-
-class Step(NamedTuple):
-    """What the line search returns; step_fraction is 0 and theta is theta_old when nothing was accepted."""
-
-    theta: Any  # [P]
-    step_fraction: Any  # scalar
-    improvement: Any  # scalar float64, of the surrogate
-    kl: Any  # scalar float64, KL(old || new)
-    backtracks: Any  # scalar int32
-    reason: Any  # scalar int32, an index into trust_region.REASONS
+    features: Any  # as a Batch's; with a shared torso what the policy's last hidden layer makes of them
+    returns: Any  # [N], targets
+    values: Any  # [N], predictions before the fit
+    mask: Any  # [N], 1 for new transitions, else 0

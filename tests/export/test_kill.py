@@ -14,7 +14,7 @@ EXPORTS = """
 import sys
 from pathlib import Path
 from tests import exports
-from trpo_tf.run import saved_model
+from trpo_tf.serving import saved_model
 base = Path(sys.argv[1])
 made = exports.make("gaussian", base)
 print("ready", flush=True)

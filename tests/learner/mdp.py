@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import tensorflow as tf
 
-from trpo_tf.config import Config
+from trpo_tf.config import PolicyConfig
 from trpo_tf.policy import distributions
 from trpo_tf.types import Batch
 
@@ -24,8 +24,8 @@ def policies(seed, lag, states=4, actions=3, size=0.25):
     return softmax(logits), behavior
 
 
-def family(actions):
-    return distributions.Family(gym.spaces.Discrete(actions), Config(env="x"))
+def categorical(actions):
+    return distributions.ActionDistribution(gym.spaces.Discrete(actions), PolicyConfig())
 
 
 class Mdp:
@@ -54,16 +54,14 @@ class Mdp:
         return np.array(states), np.array(actions), self.r[np.array(states[:-1]), np.array(actions)]
 
     def every_row(self, behavior, advantage):
-        """A batch of every (s, a), its weight rho(s) behavior(a | s); obs are the states."""
+        """A batch of every (s, a), its weight rho(s) behavior(a | s); features are the states."""
         states, actions = np.divmod(np.arange(behavior.size), behavior.shape[1])
         return Batch(
-            obs=tf.constant(states, tf.int32),
-            action=tf.constant(actions[:, None], tf.float32),
+            features=tf.constant(states, tf.int32),
+            raw_action=tf.constant(actions[:, None], tf.float32),
             behavior_logp=tf.constant(np.log(behavior[states, actions])),
             advantage=tf.constant(advantage[states, actions]),
-            returns=(),
-            values=(),
-            mask=tf.constant((self.solve(behavior)[2][:, None] * behavior)[states, actions]),
+            weights=tf.constant((self.solve(behavior)[2][:, None] * behavior)[states, actions]),
         )
 
 

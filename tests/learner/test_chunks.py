@@ -54,11 +54,11 @@ import sys
 from pathlib import Path
 import gymnasium as gym
 import numpy as np
-from trpo_tf.config import Config
-from trpo_tf.learner.trpo import TRPO
+from trpo_tf.config import make_config
+from trpo_tf.learner.learner import Learner
 from trpo_tf.policy.policy import Policy
 from trpo_tf.rollout.collector import aligned
-from trpo_tf.types import Trajectory
+from trpo_tf.types import Rollout, Trajectory
 
 
 def peak():
@@ -68,9 +68,9 @@ def peak():
 
 chunk, time, envs = int(sys.argv[1]), 3000, 20
 settings = {"cg_iterations": 1, "max_backtracks": 1, "value_epochs": 1}
-config = Config(env="x", num_envs=envs, steps_per_update=time * envs, fisher_chunk=chunk, **settings)
-policy = Policy(gym.spaces.Box(-1, 1, (64, 64)), gym.spaces.Discrete(4), config, 0)
-learner = TRPO(policy, config, 0)
+config = make_config(env="x", num_envs=envs, steps_per_update=time * envs, chunk_size=chunk, **settings)
+policy = Policy(gym.spaces.Box(-1, 1, (64, 64)), gym.spaces.Discrete(4), config.policy, 0)
+learner = Learner(policy, config, 0)
 random, shape = np.random.default_rng(0), (time, envs)
 obs = aligned((time + 1, envs, 64, 64), np.dtype(np.float32))
 for row in obs:
@@ -80,8 +80,9 @@ reward, ones = random.standard_normal(shape).astype(np.float32), np.ones(shape, 
 action = random.integers(0, 4, (*shape, 1)).astype(np.float32)
 (leaf,) = policy.specs
 trajectory = Trajectory({leaf: obs}, action, logp, reward, never, never, ones)
+rollout = Rollout(trajectory, (), np.zeros(shape, np.int32), reward.cumsum(0), [], [], 0)
 before = peak()
-metrics, fit = learner.update(trajectory, 1, 0.0)
+metrics, fit = learner.update(rollout, 1, 0.0)
 fit.result()
 assert metrics["policy/reason"] == "accepted"
 print((peak() - before) * 1024 / obs.nbytes)
@@ -98,3 +99,10 @@ def test_an_update_in_chunks_needs_no_second_batch():
 
     assert growth(500) < 0.7
     assert growth(0) > 1.5, "else this measures nothing"
+
+
+@pytest.mark.parametrize("function", [chunks.add_up, chunks.for_each])
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_a_column_of_weights_is_refused(function, chunk, column):
+    with pytest.raises(ValueError, match="weights has shape"):
+        function(lambda rows, weights: tf.reduce_sum(weights), tf.constant(ROWS), tf.constant(column(WEIGHTS)), chunk)

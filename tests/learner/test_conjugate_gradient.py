@@ -28,7 +28,8 @@ def test_solves_random_spd_systems(seed):
     np.testing.assert_allclose(x, np.linalg.solve(matrix, b), rtol=1e-8)
     assert reason == "residual"
     assert iterations <= 20
-    assert residual <= 1e-10 * np.linalg.norm(b) * 1.01
+    assert residual <= 1e-10 * 1.01
+    np.testing.assert_allclose(np.linalg.norm(matrix @ x - b) / np.linalg.norm(b), residual, atol=1e-13)
 
 
 def test_k_steps_minimise_over_the_krylov_space():
@@ -38,7 +39,7 @@ def test_k_steps_minimise_over_the_krylov_space():
     best = krylov @ np.linalg.solve(krylov.T @ matrix @ krylov, krylov.T @ b)
     x, residual, iterations, reason = solve(matrix, b, iterations=k)
     np.testing.assert_allclose(x, best, rtol=1e-7)
-    np.testing.assert_allclose(residual, np.linalg.norm(b - matrix @ best), rtol=1e-7)
+    np.testing.assert_allclose(residual, np.linalg.norm(b - matrix @ best) / np.linalg.norm(b), rtol=1e-7)
     assert (iterations, reason) == (k, "iterations")
 
 
@@ -85,6 +86,18 @@ def test_products_and_right_sides_that_are_not_finite_stop(bad):
     x, _, iterations, reason = solve(np.eye(2), [1.0, bad])
     assert (iterations, reason) == (0, "not_finite")
     np.testing.assert_array_equal(x, [0.0, 0.0])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_residual_is_relative_to_the_right_side(scale):
+    """diag(1, 3) and b = (1, 1) s: one step is alpha = 2 / 4, its residual (1 - 1/2, 1 - 3/2) s, of length |b| / 2."""
+    x, residual, _, _ = solve(np.diag([1.0, 3.0]), [scale, scale], iterations=1)
+    np.testing.assert_allclose(x, [scale / 2, scale / 2])
+    np.testing.assert_allclose(residual, 0.5, rtol=1e-12)
+
+
+def test_without_an_iteration_the_residual_is_one():
+    assert solve(np.eye(2), [3.0, 4.0], iterations=0)[1:] == (1.0, 0, "iterations")
 
 
 def test_zero_right_side_needs_no_product():

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.spaces_table import OBSERVATIONS
-from trpo_tf.config import Config
+from trpo_tf.config import PolicyConfig
 from trpo_tf.learner import fisher
 from trpo_tf.policy import distributions
 from trpo_tf.policy.policy import Policy
@@ -17,16 +17,19 @@ SPACES = {"gaussian": gym.spaces.Box(-1, 1, (2,)), "categorical": gym.spaces.Dis
 
 @pytest.fixture(params=list(SPACES))
 def case(request, small_network):
-    family = distributions.Family(SPACES[request.param], Config(env="x"))
-    heads = keras.layers.Dense(family.outputs, dtype="float64"), distributions.Parameters(family, dtype="float64")
+    distribution = distributions.ActionDistribution(SPACES[request.param], PolicyConfig())
+    heads = (
+        keras.layers.Dense(distribution.outputs, dtype="float64"),
+        distributions.Parameters(distribution, dtype="float64"),
+    )
     network, theta, x = small_network(3, heads)
     weights = np.array([1, 1, 0, 2, 1, 1, 0.5])
-    return family, lambda t: network(t, x), theta, tf.constant(weights / weights.sum(), tf.float64)
+    return distribution, lambda t: network(t, x), theta, tf.constant(weights / weights.sum(), tf.float64)
 
 
 def product(kind, case, vector):
-    family, network, theta, weights = case
-    return fisher.PRODUCTS[kind](network, family, theta, weights, tf.constant(vector, tf.float64)).numpy()
+    distribution, network, theta, weights = case
+    return fisher.PRODUCTS[kind](network, distribution, theta, weights, tf.constant(vector, tf.float64)).numpy()
 
 
 def matrix(kind, case):
@@ -62,8 +65,8 @@ def score_fisher(case):
 
 
 def mean_kl(case, theta_new):
-    family, network, theta, weights = case
-    return tf.reduce_sum(weights * family.kl(network(theta), network(theta_new)))
+    distribution, network, theta, weights = case
+    return tf.reduce_sum(weights * distribution.kl(network(theta), network(theta_new)))
 
 
 @pytest.mark.parametrize("kind", ["forward", "reverse"])
@@ -77,8 +80,8 @@ def test_equals_the_hessian_of_kl_old_new(case):
         outer.watch(theta)
         with tf.GradientTape() as inner:
             inner.watch(theta)
-            family, network, _, weights = case
-            kl = tf.reduce_sum(weights * family.kl(tf.stop_gradient(network(theta)), network(theta)))
+            distribution, network, _, weights = case
+            kl = tf.reduce_sum(weights * distribution.kl(tf.stop_gradient(network(theta)), network(theta)))
         gradient = inner.gradient(kl, theta)
     np.testing.assert_allclose(matrix("forward", case), outer.jacobian(gradient, theta).numpy(), atol=1e-10)
 
@@ -107,10 +110,12 @@ def test_is_symmetric_positive_semi_definite_and_linear(case):
 
 
 def test_rows_of_weight_zero_do_not_count(case, small_network):
-    family, network, theta, weights = case
+    distribution, network, theta, weights = case
     kept = np.flatnonzero(weights.numpy())
     v = tf.ones_like(theta)
-    part = fisher.forward_product(lambda t: tf.gather(network(t), kept), family, theta, tf.gather(weights, kept), v)
+    part = fisher.forward_product(
+        lambda t: tf.gather(network(t), kept), distribution, theta, tf.gather(weights, kept), v
+    )
     np.testing.assert_allclose(product("forward", case, v.numpy()), part.numpy(), atol=1e-13)
 
 
@@ -129,7 +134,7 @@ def policy(request):
     keras.config.set_floatx("float64")
     try:
         name, changes = NETWORKS[request.param]
-        made = Policy(OBSERVATIONS[name], SPACES["gaussian"], Config(env="x", **changes), 0)
+        made = Policy(OBSERVATIONS[name], SPACES["gaussian"], PolicyConfig(**changes), 0)
     finally:
         keras.config.set_dtype_policy("float32")
         keras.config.set_floatx("float32")
@@ -162,9 +167,9 @@ def test_networks_give_the_product_of_their_jacobian_by_finite_differences(polic
     def along(direction):
         return (network(theta + step * direction) - network(theta - step * direction)).numpy() / (2 * step)
 
-    product = fisher.forward_product(network, made.family, theta, weights, tf.constant(v)).numpy()
-    weighted = weights.numpy()[:, None] * made.family.fisher_product(params, tf.constant(along(v))).numpy()
+    product = fisher.forward_product(network, made.distribution, theta, weights, tf.constant(v)).numpy()
+    weighted = weights.numpy()[:, None] * made.distribution.fisher_product(params, tf.constant(along(v))).numpy()
     for other in others:
         np.testing.assert_allclose(other @ product, (along(other) * weighted).sum(), rtol=1e-5)
-    reverse = fisher.reverse_product(network, made.family, theta, weights, tf.constant(v)).numpy()
+    reverse = fisher.reverse_product(network, made.distribution, theta, weights, tf.constant(v)).numpy()
     np.testing.assert_allclose(product, reverse, rtol=1e-7, atol=1e-9)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.learner.mdp import Mdp, draw, family, policies, softmax
-from trpo_tf.config import Config
-from trpo_tf.learner import off_policy
-from trpo_tf.learner.trpo import policy_step, surrogate
+from tests.learner.mdp import Mdp, categorical, draw, policies, softmax
+from trpo_tf.config import TrustRegionConfig
+from trpo_tf.learner import reuse
+from trpo_tf.learner.objective import make_objective, surrogate
+from trpo_tf.learner.policy_step import policy_step
+from trpo_tf.learner.step_limit import Penalty
 from trpo_tf.types import Batch
 
 S, A, GAMMA = 5, 3, 0.9
@@ -38,7 +40,7 @@ def test_expected_return_is_the_old_one_plus_discounted_advantages():
 def exact_surrogate(mdp, theta, behavior, advantage):
     """Our surrogate of softmax logits theta [S, A] on rows that hold every (s, a) with its exact weight."""
     batch = mdp.every_row(behavior, advantage)
-    return surrogate(family(A), tf.gather(theta, batch.obs), batch, batch.mask)
+    return surrogate(categorical(A), tf.gather(theta, batch.features), batch, batch.weights)
 
 
 def test_surrogate_gradient_at_theta_old_is_the_policy_gradient():
@@ -74,18 +76,16 @@ def test_the_surrogate_of_rows_of_older_policies_is_the_exact_one_in_value_and_g
     theta = tf.constant(np.log(pi) + 0.3 * rng.normal(size=pi.shape))
     new = softmax(theta.numpy())
     batch = Batch(
-        obs=(),
-        action=tf.constant(actions[:, None], tf.float32),
+        features=(),
+        raw_action=tf.constant(actions[:, None], tf.float32),
         behavior_logp=tf.constant(np.log(mu[states, actions])),
         advantage=tf.constant(advantage[states, actions]),
-        returns=(),
-        values=(),
-        mask=(),
+        weights=(),
     )
     with tf.GradientTape() as tape:
         tape.watch(theta)
         value = surrogate(
-            family(A), tf.gather(theta, states), batch, tf.fill([rows], tf.constant(1 / rows, tf.float64))
+            categorical(A), tf.gather(theta, states), batch, tf.fill([rows], tf.constant(1 / rows, tf.float64))
         )
     gradient = tf.convert_to_tensor(tape.gradient(value, theta)).numpy()
     gain = (new / mu * advantage)[states, actions]
@@ -122,14 +122,14 @@ def test_the_improvement_bound_holds_for_mixtures_of_older_policies():
 
     Of rows that lag by k with steps s, C TV is at most 2 max|A| s^2 (1 + k): that of a fresh batch and longer steps."""
     slack = []
-    for seed, reuse, optimal in itertools.product(range(40), (1, 2, 4), (False, True)):
-        weights = off_policy.reuse_weights(reuse, optimal)
+    for seed, count, optimal in itertools.product(range(40), (1, 2, 4), (False, True)):
+        weights = reuse.reuse_weights(count, optimal)
         mdp, new, past, step = wandering(seed, len(weights))
         _, advantage, _, eta = mdp.solve(past[0])
         worst = np.abs((new * advantage).sum(1)).max()
         bound = 0.0
         for lag, (weight, mu) in enumerate(zip(weights, past, strict=True)):
-            longer = step / off_policy.radius_share([1.0], lag)
+            longer = step / reuse.length_factor([1.0], lag)
             visited = (1 - GAMMA) * mdp.solve(mu)[2]
             bound += weight * float(exact_surrogate(mdp, tf.constant(np.log(new)), mu, advantage))
             bound -= weight * 2 * GAMMA * worst / (1 - GAMMA) ** 2 * distance(new, mu, visited)
@@ -141,13 +141,13 @@ def test_the_improvement_bound_holds_for_mixtures_of_older_policies():
 
 
 @pytest.mark.parametrize("optimal", [False, True])
-@pytest.mark.parametrize("reuse", [1, 2, 4])
-def test_the_improvement_bound_holds_with_advantages_of_when_rows_were_new(reuse, optimal):
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_improvement_bound_holds_with_advantages_of_when_rows_were_new(count, optimal):
     """Those of mu_i: with f_i(p)(s) = sum_a p(a | s) A_mu_i(s, a), eta(new) - eta(pi) >= sum_i w_i (L_i(new) - L_i(pi)
     - 2 gamma / (1 - gamma)^2 (max|f_i(new) - f_i(pi)| E_mu_i TV(new, mu_i) + max|f_i(pi)| E_pi TV(new, pi)))."""
     slack = []
     for seed in range(40):
-        weights = off_policy.reuse_weights(reuse, optimal)
+        weights = reuse.reuse_weights(count, optimal)
         mdp, new, past, step = wandering(seed, len(weights))
         pi, bound, classic = past[0], 0.0, 0.0
         _, _, rho, eta = mdp.solve(pi)
@@ -170,17 +170,17 @@ def test_the_improvement_bound_holds_with_advantages_of_when_rows_were_new(reuse
 @pytest.mark.parametrize("optimal", [False, True])
 def test_shorter_steps_are_short_enough_for_advantages_of_when_rows_were_new(optimal):
     """The penalty is s^2 sum_i w_i (2 i + 1) there, and s_1^2 with one batch."""
-    for reuse in range(1, 20):
-        weights = off_policy.reuse_weights(reuse, optimal)
-        share = off_policy.radius_share(weights)
-        assert share**2 * (weights * (2 * np.arange(len(weights)) + 1)).sum() <= 1 + 1e-12
+    for count in range(1, 20):
+        weights = reuse.reuse_weights(count, optimal)
+        factor = reuse.length_factor(weights)
+        assert factor**2 * (weights * (2 * np.arange(len(weights)) + 1)).sum() <= 1 + 1e-12
 
 
 def test_shorter_steps_keep_the_penalty_of_a_mixture_within_that_of_one_batch():
-    """Steps of radius_share of total variation s each: the mixture's mean distance is at most s."""
-    for seed, reuse, optimal in itertools.product(range(20), (1, 2, 3, 5), (False, True)):
-        weights, s = off_policy.reuse_weights(reuse, optimal), 0.05
-        step, rng = s * off_policy.radius_share(weights), np.random.default_rng(seed)
+    """Steps of length_factor of total variation s each: the mixture's mean distance is at most s."""
+    for seed, count, optimal in itertools.product(range(20), (1, 2, 3, 5), (False, True)):
+        weights, s = reuse.reuse_weights(count, optimal), 0.05
+        step, rng = s * reuse.length_factor(weights), np.random.default_rng(seed)
         path = [softmax(rng.normal(size=(S, A)))]
         for _ in weights:
             shift = rng.normal(size=(S, A))
@@ -198,19 +198,19 @@ STATES, FEATURES, ACTIONS = 4, 2, 3
 @tf.function(autograph=False)
 def lower_bound_step(theta, batch, penalty):
     """One policy step on softmax logits that are linear in a state's features, theta [FEATURES ACTIONS]."""
-    limits = tf.constant(1.0, tf.float64), tf.constant(np.inf, tf.float64)
-    config = Config(env="x", cg_damping=1e-9, cg_iterations=8, cg_tolerance=1e-20)
-    return policy_step(
-        lambda theta, obs: obs @ tf.reshape(theta, [FEATURES, ACTIONS]), family(ACTIONS), theta, batch, None, *limits,
-        config, penalty,
-    )  # fmt: skip
+    config = TrustRegionConfig(cg_damping=1e-9, cg_iterations=8, cg_tolerance=1e-20)
+    objective = make_objective(
+        lambda theta, features: features @ tf.reshape(theta, [FEATURES, ACTIONS]), categorical(ACTIONS), batch
+    )
+    return policy_step(objective, Penalty(penalty, tf.constant(np.inf, tf.float64)), theta, config)
 
 
 def test_steps_on_the_lower_bound_never_lower_the_return():
     """Section 3: policy iteration by the penalty improves monotonically; by a ten thousandth of it, it does not.
 
-    C = 4 eps gamma / (1 - gamma)^2 is the price of the largest KL of a state, and a state's KL is at most the mean KL
-    over its weight: so C / min weight is a price of the mean. States share parameters, so that they are in conflict.
+    C = 4 eps gamma / (1 - gamma)^2 is the coefficient of the largest KL of a state. The KL of a state is at most the
+    mean KL over its weight, so C / min weight is a coefficient of the mean. States share parameters, so that they are
+    in conflict.
     """
     fell, moved = {1.0: 0, 1e-4: 0}, 0
     for seed, scale in itertools.product(range(30), fell):
@@ -227,8 +227,8 @@ def test_steps_on_the_lower_bound_never_lower_the_return():
             # policy_step divides weights by their sum: its surrogate is (1 - gamma) of the one in theorem 1.
             penalty = scale * coefficient * (1 - mdp.gamma) / (rho / rho.sum()).min()
             batch = mdp.every_row(pi, advantage)
-            batch = batch._replace(obs=tf.gather(tf.constant(features), batch.obs))
-            theta = lower_bound_step(tf.constant(theta), batch, tf.constant(penalty))[0].numpy()
+            batch = batch._replace(features=tf.gather(tf.constant(features), batch.features))
+            theta = lower_bound_step(tf.constant(theta), batch, tf.constant(penalty)).theta.numpy()
             before = eta
             pi, _, advantage, rho, eta = solve(theta)
             fell[scale] += eta < before - 1e-12

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from trpo_tf.learner import value_fit
@@ -27,13 +28,11 @@ def test_adam_equals_keras():
 
 
 def fit(network, state, x, order, y, mask, learning_rate):
-    value_fit.fit(
-        network,
-        state,
-        lambda phi, rows: network(phi, tf.gather(x, rows))[:, 0],
-        order,
-        *map(tf.constant, (y, mask, np.float32(learning_rate))),
-    )
+    def values(phi, rows):
+        return network(phi, tf.gather(x, rows))[:, 0]
+
+    numbers = map(tf.constant, (y, mask, np.float32(learning_rate)))
+    tf.function(value_fit.fit, autograph=False)(network, state, values, order, *numbers)
 
 
 def test_fit_equals_a_numpy_loop_over_the_same_minibatches():
@@ -84,3 +83,25 @@ def test_orders_are_permutations_that_differ_by_epoch_and_seed():
     assert order.tolist() != value_fit.minibatch_order(2, 10, 4, tf.constant([5, 7])).numpy().tolist()
     assert value_fit.minibatch_order(3, 5, 128, tf.constant([0, 0])).shape == (3, 5)
     assert value_fit.minibatch_order(0, 5, 128, tf.constant([0, 0])).shape[0] == 0
+
+
+def test_squared_error_by_hand():
+    values, returns, mask = tf.constant([1.0, 5.0, np.nan]), tf.constant([3.0, 2.0, 0.0]), tf.constant([1.0, 1.0, 0.0])
+    assert float(value_fit.squared_error(values, returns, mask)) == 0.5 * (4 + 9) / 2
+
+
+@pytest.mark.parametrize("name", ["returns", "mask", "values", "all"])
+def test_a_column_where_a_vector_belongs_is_refused(name, column):
+    """[N, 1] - [N] would be [N, N], and its mean the fit of every value to every return."""
+    network, state, x = linear(), value_fit.AdamState(3), np.ones([8, 2], np.float32)
+    given = {"returns": np.ones(8, np.float32), "mask": np.ones(8, np.float32)}
+    given |= {key: column(given[key]) for key in given if name in (key, "all")}
+
+    def values(phi, rows):
+        predicted = network(phi, tf.gather(x, rows))
+        return predicted if name in ("values", "all") else predicted[:, 0]
+
+    order = value_fit.minibatch_order(1, 8, 4, tf.constant([0, 0]))
+    with pytest.raises(ValueError, match="has shape"):
+        value_fit.fit(network, state, values, order, *map(tf.constant, given.values()), tf.constant(0.1))
+    np.testing.assert_array_equal(network.theta(), np.zeros(3))

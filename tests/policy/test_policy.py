@@ -1,4 +1,4 @@
-"""The agent: initial weights, draws by seed, encoders, memory, masks, models of the user's."""
+"""The agent: initial weights, draws by seed, features, recurrence, masks, models of the user's."""
 
 import gymnasium as gym
 import keras
@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 from tests.spaces_table import OBSERVATIONS, sampled
-from trpo_tf.config import Config, UsageError
-from trpo_tf.policy import encoders, spaces
+from trpo_tf.config import PolicyConfig
+from trpo_tf.errors import UsageError
 from trpo_tf.policy.policy import Policy
 
 BOX = gym.spaces.Box(-1, 1, (2,))
@@ -16,7 +16,7 @@ BOX = gym.spaces.Box(-1, 1, (2,))
 
 def make(obs_space=None, action_space=BOX, seed=0, networks=(), **changes):
     obs_space = obs_space or gym.spaces.Box(-1, 1, (3,))
-    return Policy(obs_space, action_space, Config(env="x", **changes), seed, *networks)
+    return Policy(obs_space, action_space, PolicyConfig(**changes), seed, *networks)
 
 
 def plain(x):
@@ -51,14 +51,14 @@ def test_a_std_that_each_observation_changes_starts_where_the_other_one_does():
 def test_draws_follow_their_noise_and_log_probs_are_of_the_unclipped_action():
     policy = make(init_log_std=2.0)
     obs = plain(tf.random.stateless_normal([64, 3], [0, 0]))
-    params, action, states = policy.act(obs, policy.family.noise([64], [3, 4]))
-    again = policy.act(obs, policy.family.noise([64], [3, 4]))[1]
-    other = policy.act(obs, policy.family.noise([64], [3, 5]))[1]
+    params, action, states = policy.act(obs, policy.distribution.noise([64], [3, 4]))
+    again = policy.act(obs, policy.distribution.noise([64], [3, 4]))[1]
+    other = policy.act(obs, policy.distribution.noise([64], [3, 5]))[1]
     assert action.numpy().tobytes() == again.numpy().tobytes()
     assert action.numpy().tobytes() != other.numpy().tobytes()
     assert not states
     assert np.abs(action).max() > 1
-    assert np.abs(policy.family.to_env(action)).max() == 1
+    assert np.abs(policy.distribution.to_env(action)).max() == 1
     mean, std = np.split(params.numpy().astype(np.float64), 2, 1)
     std = np.exp(std)
     expected = -0.5 * ((action.numpy() - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
@@ -69,51 +69,11 @@ def test_the_likeliest_action_is_the_mode():
     policy = make(action_space=gym.spaces.Discrete(4, start=10))
     obs = plain(tf.random.stateless_normal([9, 3], [0, 0]))
     logits = policy.params(policy.network.theta(), policy.preprocess(obs)).numpy()
-    np.testing.assert_array_equal(policy.family.to_env(policy.likeliest(obs)[0]), logits.argmax(-1) + 10)
+    np.testing.assert_array_equal(policy.distribution.to_env(policy.likeliest(obs)[0]), logits.argmax(-1) + 10)
 
 
-def test_discrete_observations_are_one_hot_and_not_normalised():
-    encoder = encoders.Encoder(gym.spaces.Discrete(3, start=5))
-    np.testing.assert_array_equal(encoder(plain(tf.constant([5, 7, 8])))["vector"], [[1, 0, 0], [0, 0, 1], [0, 0, 0]])
-    assert encoder.valid(plain(tf.constant([4, 5, 7, 8]))).numpy().tolist() == [False, True, True, False]
+def test_discrete_observations_are_not_normalised():
     assert not make(gym.spaces.Discrete(3)).normalizer.enabled.any()
-
-
-def test_several_numbers_are_several_one_hot_vectors():
-    encoder = encoders.Encoder(gym.spaces.MultiDiscrete([2, 3], start=[0, 10]))
-    obs = plain(np.array([[1, 12], [0, 10], [2, 11]]))
-    expected = [[0, 1, 0, 0, 1], [1, 0, 1, 0, 0], [0, 0, 0, 1, 0]]
-    np.testing.assert_array_equal(encoder(obs)["vector"], expected)
-    assert encoder.valid(obs).numpy().tolist() == [True, True, False]
-
-
-def test_box_observations_are_flattened():
-    encoder = encoders.Encoder(gym.spaces.Box(0, 255, (2, 3), np.uint8))
-    assert encoder(plain(tf.zeros([4, 2, 3], tf.uint8)))["vector"].shape == (4, 6)
-    assert encoder.valid(plain(tf.constant([[[1.0] * 3, [np.nan] * 3]]))).numpy().tolist() == [False]
-
-
-def test_leaves_of_nested_spaces_have_names_that_can_stand_as_inputs():
-    tree = {"Left arm": ({"x-y": 1, "9": 2}, 3), "seed": 4, "b": 5, "left_arm_1": 6}
-    names = spaces.named(tree, "observation", encoders.TAKEN)
-    assert names == {
-        "left_arm_0_9": 2, "left_arm_0_x_y": 1, "left_arm_1": 3, "b": 5, "left_arm_1_": 6, "observation_seed": 4,
-    }  # fmt: skip
-    assert spaces.named(names, "observation", encoders.TAKEN) == names
-    assert spaces.named((1, (2,)), "observation") == {"observation_0": 1, "observation_1_0": 2}
-    built = spaces.rebuild(tree, lambda leaf: leaf * 10)
-    assert built == {"Left arm": ({"x-y": 10, "9": 20}, 30), "seed": 40, "b": 50, "left_arm_1": 60}
-
-
-@pytest.mark.parametrize("name", list(OBSERVATIONS))
-def test_features_of_arrays_equal_those_of_tensors(name):
-    encoder, obs = encoders.Encoder(OBSERVATIONS[name]), sampled(OBSERVATIONS[name])
-    ours, arrays = encoder(obs), encoder.array(obs)
-    assert ours.keys() == arrays.keys()
-    for key, value in ours.items():
-        np.testing.assert_array_equal(value, arrays[key])
-        assert value.dtype.as_numpy_dtype == arrays[key].dtype
-    assert encoder.valid(obs).numpy().all()
 
 
 def test_only_numbers_are_normalised_each_by_its_own_moments():
@@ -151,7 +111,7 @@ def test_channels_come_last_whatever_the_image(shape, order):
 
 
 def test_an_image_that_is_too_small_is_named():
-    with pytest.raises(UsageError, match=r"\(16, 20, 1\) are too small for --image_encoder=nature"):
+    with pytest.raises(UsageError, match=r"\(16, 20, 1\) are too small for image_encoder=nature"):
         make(gym.spaces.Box(0, 255, (16, 20, 1), np.uint8), image_encoder="nature")
 
 
@@ -205,7 +165,7 @@ def test_masks_of_the_observation_reach_the_choices():
     policy = make(space, gym.spaces.Discrete(4))
     obs = sampled(space, 50)
     obs["action_mask"][:, 1] = 1
-    params, action, _ = policy.act(obs, policy.family.noise([50], [0, 1]))
+    params, action, _ = policy.act(obs, policy.distribution.noise([50], [0, 1]))
     assert policy.encoder.size == 3
     assert obs["action_mask"][np.arange(50), action.numpy()[:, 0].astype(int)].all()
     assert (tf.nn.softmax(params).numpy()[obs["action_mask"] == 0] == 0).all()
@@ -234,7 +194,7 @@ def test_a_mask_is_numbers_whatever_its_space(kind):
     some = allowed.any(1)
     assert some.sum() > 40
     np.testing.assert_array_equal(params.numpy()[some] > -1e8, allowed[some])
-    np.testing.assert_array_equal(policy.encoder.array(given)["action_mask"], features["action_mask"])
+    np.testing.assert_array_equal(policy.encoder.arrays(given)["action_mask"], features["action_mask"])
 
 
 def test_names_that_mean_something_else_are_not_given():
@@ -285,7 +245,7 @@ def test_models_of_the_users_act_and_estimate():
     ("networks", "message"),
     [
         ((keras.Model(x := keras.Input((3,)), [x, x]), None), "policy_network does not make a tensor of"),
-        ((dense(2, keras.layers.Reshape((3, 1)), keras.layers.LSTM(2)), None), "--fisher_product=reverse can"),
+        ((dense(2, keras.layers.Reshape((3, 1)), keras.layers.LSTM(2)), None), "fisher_product=reverse can"),
         (twins(), "share variables"),
         ((dense(3), None), r"policy_network gives \(3,\) numbers for an observation; 2 are needed"),
         ((None, dense(2)), r"value_network gives \(2,\) numbers for an observation; 1 are needed"),

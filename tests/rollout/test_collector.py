@@ -6,18 +6,39 @@ import pytest
 import tensorflow as tf
 
 from tests.rollout import counting
-from trpo_tf.config import Config
+from trpo_tf.config import EnvironmentConfig, PolicyConfig
+from trpo_tf.errors import EnvironmentFailure
 from trpo_tf.policy.policy import Policy
-from trpo_tf.rollout.collector import Collector, EnvironmentFailure
-from trpo_tf.rollout.envs import Envs
+from trpo_tf.policy.tensor_actor import make_actor
+from trpo_tf.rollout.backends.envpool import EnvPoolBackend
+from trpo_tf.rollout.collector import Collector
+from trpo_tf.rollout.environments import Environments
+
+GAMMA = 0.9
+
+
+class Source:
+    """A collector with draws of its own; its `collect` gives a trajectory and the rollout."""
+
+    def __init__(self, env, num_envs, time_steps, backend, limit):
+        environments = Environments(EnvironmentConfig(env=env, num_envs=num_envs, env_backend=backend))
+        probe = environments.probe()
+        self.policy = Policy(probe.observation_space, probe.action_space, PolicyConfig(hidden_sizes=(8,)), 0)
+        probe.close()
+        actor = make_actor(self.policy)
+        self.collector = Collector(lambda update: environments.training(50 + update), actor, time_steps, GAMMA, limit)
+        self._shape = time_steps, num_envs
+
+    def collect(self):
+        seed = tf.constant([9, self.collector.act_count], tf.int32)
+        noise = self.policy.distribution.noise(self._shape, seed).numpy()
+        rollout = self.collector.collect(noise, lambda *args: self.policy.log_prob(*args).numpy())
+        return rollout.trajectory, rollout
 
 
 def collector(env="Pendulum-v1", num_envs=3, time_steps=16, backend="auto", limit=100):
-    probe = Envs(env, 1, 0, backend)
-    policy = Policy(probe.observation_space, probe.action_space, Config(env=env, hidden_sizes=(8,)), 0)
-    return policy, Collector(
-        lambda update: Envs(env, num_envs, 50 + update, backend, stagger=True), policy, time_steps, 9, limit
-    )
+    source = Source(env, num_envs, time_steps, backend, limit)
+    return source.policy, source
 
 
 def same(a, b):
@@ -31,7 +52,7 @@ def test_stored_log_probs_are_of_the_stored_unclipped_actions():
     assert trajectory.obs["observation"].shape == (17, 3, 3)
     features = policy.preprocess({"observation": trajectory.obs["observation"][:-1].reshape(-1, 3)})
     params = policy.params(policy.network.theta(), features)
-    logp = policy.family.log_prob(params, trajectory.action.reshape(-1, 1))
+    logp = policy.distribution.log_prob(params, trajectory.raw_action.reshape(-1, 1))
     np.testing.assert_allclose(trajectory.behavior_logp.ravel(), logp, atol=1e-5)
 
 
@@ -40,31 +61,38 @@ def test_trajectories_follow_one_another():
     first, _ = source.collect()
     second, _ = source.collect()
     np.testing.assert_array_equal(first.obs["observation"][-1], second.obs["observation"][0])
-    assert not np.array_equal(first.action, second.action)
+    assert not np.array_equal(first.raw_action, second.raw_action)
 
 
 @pytest.mark.parametrize("backend", ["gymnasium", "auto"])
-def test_replay_puts_new_environments_where_the_old_ones_were(backend):
+def test_a_restored_collector_stands_where_the_old_one_stood(backend):
     _, undisturbed = collector(backend=backend)
-    undisturbed.rebuild(3)
-    for _ in range(4):  # over the first cut, at 67 steps
+    undisturbed.collector.rebuild(3)
+    for _ in range(5):  # over the first cut, at 67 steps
         undisturbed.collect()
-    undisturbed.collect()
-    memory = {name: x.copy() for name, x in undisturbed.obs.items()}
     _, resumed = collector(backend=backend)
-    resumed.act_count = undisturbed.act_count
-    assert resumed.replay(undisturbed.built_at, undisturbed.recorded_actions(), memory)
+    assert resumed.collector.restore(undisturbed.collector.state())
     for _ in range(3):
-        assert same(undisturbed.collect()[0], resumed.collect()[0])
-    np.testing.assert_array_equal(undisturbed.recorded_actions(), resumed.recorded_actions())
+        (_, a), (_, b) = undisturbed.collect(), resumed.collect()
+        assert same(a[:4], b[:4])
+        assert a[4:] == b[4:]
+    assert same(undisturbed.collector.state(), resumed.collector.state())
+
+
+def test_environments_that_do_not_repeat_themselves_are_found_out():
+    _, source = collector()
+    source.collect()
+    state = source.collector.state()
+    state["actions"] = state["actions"] * 0.5
+    assert not source.collector.restore(state)
 
 
 def test_rebuilding_clears_the_record_and_changes_the_seeds():
     _, source = collector()
     source.collect()
-    assert source.recorded_actions().shape == (16, 3, 1)
-    source.rebuild(1)
-    assert source.recorded_actions().shape == (0, 3, 1)
+    assert source.collector.state()["actions"].shape == (16, 3, 1)
+    source.collector.rebuild(1)
+    assert source.collector.state()["actions"].shape == (0, 3, 1)
     _, other = collector()
     assert not np.array_equal(source.collect()[0].obs["observation"][0], other.collect()[0].obs["observation"][0])
 
@@ -87,7 +115,7 @@ def test_rows_that_are_not_finite_are_masked_and_counted(case, monkeypatch):
     expected = np.ones(12)
     expected[invalid + reset_rows] = 0
     np.testing.assert_array_equal(trajectory.mask[:, 0], expected)
-    assert source.invalid_rows == len(invalid)
+    assert source.collector.invalid == len(invalid)
     assert all(np.isfinite(x).all() for x in tf.nest.flatten(trajectory))
     obs = trajectory.obs["observation"][:-1, 0]
     policy.normalizer.commit(policy.encoder.vector({"observation": obs}), tf.constant(trajectory.mask[:, 0]))
@@ -108,17 +136,17 @@ def test_a_fault_at_the_end_of_a_trajectory_is_masked_in_the_next(monkeypatch):
 def test_a_reward_that_is_not_finite_does_not_enter_the_statistics(monkeypatch):
     monkeypatch.setattr(counting.Faulty.__init__, "__defaults__", ({3: ("reward", np.nan)}, None))
     _, source = collector("Faulty-v0", 1, 12, "gymnasium")
-    assert source.collect()[1].returns == [4.0, 5.0]
+    assert source.collect()[1].episode_returns == [4.0, 5.0]
 
 
 def test_an_environment_that_raises_leaves_the_collector_as_before(monkeypatch):
     _, source = collector()
     source.collect()
-    before = (source.act_count, source.recorded_actions().tobytes(), source.obs["observation"].tobytes())
-    monkeypatch.setattr(Envs, "step", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+    before = {name: x.tobytes() for name, x in source.collector.state().items()}
+    monkeypatch.setattr(EnvPoolBackend, "step", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
     with pytest.raises(EnvironmentFailure, match="broken"):
         source.collect()
-    assert (source.act_count, source.recorded_actions().tobytes(), source.obs["observation"].tobytes()) == before
+    assert {name: x.tobytes() for name, x in source.collector.state().items()} == before
 
 
 def test_too_many_invalid_rows_end_the_collection(monkeypatch):
@@ -131,7 +159,32 @@ def test_too_many_invalid_rows_end_the_collection(monkeypatch):
 def test_discrete_actions_reach_the_environment_with_their_start():
     _, source = collector("Counting-v0", 2, 10, "gymnasium")  # the environment asserts that actions are in 1..3
     trajectory, _ = source.collect()
-    assert set(np.unique(trajectory.action)) <= {0, 1, 2}
+    assert set(np.unique(trajectory.raw_action)) <= {0, 1, 2}
     assert isinstance(counting.Counting.action_space, gym.spaces.Discrete)
     valid = trajectory.mask > 0
-    np.testing.assert_array_equal(trajectory.reward[valid], trajectory.action[valid][:, 0] + 1)
+    np.testing.assert_array_equal(trajectory.reward[valid], trajectory.raw_action[valid][:, 0] + 1)
+
+
+def test_discounted_returns_by_hand_and_over_rollouts():
+    """R_t = gamma R_t-1 (1 - ended_t-1) + r_t, from where the last rollout stopped."""
+    _, source = collector("Counting-v0", 2, 5, "gymnasium")
+    expected = np.zeros(2)
+    before = np.zeros(2, bool)
+    for _ in range(3):
+        trajectory, rollout = source.collect()
+        for t in range(5):
+            expected = GAMMA * expected * ~before + trajectory.reward[t]
+            before = trajectory.terminated[t] | trajectory.truncated[t]
+            np.testing.assert_allclose(rollout.discounted_return[t], expected, rtol=1e-6)
+    assert before.shape == (2,)
+    source.collector.rebuild(1)
+    trajectory, rollout = source.collect()
+    np.testing.assert_array_equal(rollout.discounted_return[0], trajectory.reward[0])
+
+
+def test_versions_are_those_of_the_policy_that_acted():
+    _, source = collector()
+    noise = np.zeros((16, 3, 1), np.float32)
+    rollout = source.collector.collect(noise, lambda params, action: np.zeros(len(action), np.float32), 7)
+    assert (rollout.version == 7).all()
+    assert rollout.version.dtype == np.int32

@@ -55,10 +55,10 @@ def test_leftovers_of_a_killed_save_are_removed(tmp_path):
 
 def test_another_format_is_refused_not_passed_over(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, some(1), keep=2)
-    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    monkeypatch.setattr(checkpoint, "FORMAT", 4)
     checkpoint.save(tmp_path, some(2), keep=2)
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
-    with pytest.raises(checkpoint.FormatError, match="format 3, this version reads 2"):
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    with pytest.raises(checkpoint.FormatError, match="format 4, this version reads 3"):
         checkpoint.newest(tmp_path)
 
 
@@ -156,3 +156,33 @@ def test_a_damaged_checkpoint_of_the_same_update_is_replaced(tmp_path):
     damage(path / FILES[0], "truncated")
     checkpoint.save(tmp_path, some(5), keep=2)
     assert checkpoint.load(path).meta["update"] == 5
+
+
+@pytest.mark.parametrize("point", ["save_arrays", "save_manifest", "save_rename", "between", "saved"])
+def test_a_save_in_the_place_of_another_that_ends_at_any_point_leaves_one_whole(tmp_path, monkeypatch, point):
+    """A kill is played by leaving what is on disk at that point as it is."""
+    from trpo_tf import faults
+
+    path = checkpoint.save(tmp_path / "live", some(1), keep=1)
+
+    def photograph(reached):
+        if reached == point:
+            shutil.copytree(tmp_path / "live", tmp_path / "killed")
+
+    monkeypatch.setattr(faults, "hook", photograph)
+    if point == "between":
+        rename = type(path).rename
+
+        def renamed(self, target):
+            result = rename(self, target)
+            if target.name.endswith(".old"):
+                photograph("between")
+            return result
+
+        monkeypatch.setattr(type(path), "rename", renamed)
+    checkpoint.save(tmp_path / "live", some(1), keep=1)
+    monkeypatch.undo()
+    assert checkpoint.newest(tmp_path / "killed").meta["update"] == 1
+    again = checkpoint.save(tmp_path / "killed", some(1), keep=1)
+    assert [found.name for found in (tmp_path / "killed").iterdir()] == [again.name]
+    assert checkpoint.load(again).meta["update"] == 1

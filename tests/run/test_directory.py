@@ -6,13 +6,14 @@ import sys
 
 import pytest
 
-from trpo_tf.config import Config, UsageError
+from trpo_tf.config import make_config
+from trpo_tf.errors import UsageError
 from trpo_tf.run.directory import RunDirectory, default_name
 
 
 def test_a_fresh_directory_is_made_and_described(tmp_path):
-    config = Config(env="Hopper-v5", run_dir=str(tmp_path / "a" / "b"), max_kl=0.02, hidden_sizes=(32, 16))
-    directory = RunDirectory(config)
+    config = make_config(env="Hopper-v5", run_dir=str(tmp_path / "a" / "b"), max_kl=0.02, hidden_sizes=(32, 16))
+    directory = RunDirectory(config.run.run_dir, False)
     directory.describe(config)
     flags = (directory.path / "flags.txt").read_text().splitlines()
     assert "--max_kl=0.02" in flags
@@ -24,38 +25,35 @@ def test_a_fresh_directory_is_made_and_described(tmp_path):
 
 
 def test_a_directory_in_use_is_refused_naming_the_process(tmp_path):
-    config = Config(env="Hopper-v5", run_dir=str(tmp_path / "run"))
-    directory = RunDirectory(config)
-    code = (
-        "from trpo_tf.config import Config; from trpo_tf.run.directory import RunDirectory\n"
-        f"RunDirectory(Config(env='Hopper-v5', run_dir={config.run_dir!r}))"
-    )
+    path = str(tmp_path / "run")
+    directory = RunDirectory(path, False)
+    code = f"from trpo_tf.run.directory import RunDirectory; RunDirectory({path!r}, False)"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert other.returncode != 0
     assert f"in use by process {os.getpid()}" in other.stderr
     directory.close()
-    RunDirectory(config).close()
+    RunDirectory(path, False).close()
 
 
 def test_a_directory_with_a_run_is_refused_without_resume(tmp_path):
     (tmp_path / "checkpoints" / "update_000000001").mkdir(parents=True)
-    with pytest.raises(UsageError, match="holds a run; pass --resume"):
-        RunDirectory(Config(env="Hopper-v5", run_dir=str(tmp_path)))
-    RunDirectory(Config(env="Hopper-v5", run_dir=str(tmp_path), resume=True)).close()
+    with pytest.raises(UsageError, match="holds a run; pass resume"):
+        RunDirectory(str(tmp_path), False)
+    RunDirectory(str(tmp_path), True).close()
 
 
 @pytest.mark.parametrize("name", ["..", "a\nb", "x" * 300, "tab\there"])
 def test_unfit_names_are_refused(tmp_path, name):
     with pytest.raises(UsageError, match="printable name"):
-        RunDirectory(Config(env="Hopper-v5", run_dir=f"{tmp_path}/{name}"))
+        RunDirectory(f"{tmp_path}/{name}", False)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
-        RunDirectory(Config(env="Hopper-v5", run_dir=str(tmp_path / "file" / "run")))
+        RunDirectory(str(tmp_path / "file" / "run"), False)
 
 
 def test_default_names_have_no_separators():
-    assert default_name(Config(env="ALE/Pong-v5", seed=3)).startswith("runs/ALE_Pong-v5-s3-")
+    assert default_name(make_config(env="ALE/Pong-v5", seed=3)).startswith("runs/ALE_Pong-v5-s3-")

@@ -6,6 +6,8 @@ full, so that all have one shape.
 
 import tensorflow as tf
 
+from trpo_tf.learner.shapes import has_shape
+
 
 def add_up(function, rows, weights: tf.Tensor, chunk: int):
     """The sum over chunks of function(rows of the chunk, their weights).
@@ -18,7 +20,11 @@ def add_up(function, rows, weights: tf.Tensor, chunk: int):
 
     Returns:
       What `function` returns for N rows at once, to rounding.
+
+    Raises:
+      ValueError: the weights have another shape.
     """
+    has_shape("weights", weights, [None])
     count = weights.shape[0]
     if not 0 < chunk < count:
         return function(_slice(rows, 0, count), weights)
@@ -35,6 +41,7 @@ def for_each(function, rows, weights: tf.Tensor, chunk: int) -> None:
 
     Arguments as `add_up`; the function's result is left alone.
     """
+    has_shape("weights", weights, [None])
     count = weights.shape[0]
     if not 0 < chunk < count:
         function(_slice(rows, 0, count), weights)

@@ -1,13 +1,22 @@
 """Conjugate gradient for a symmetric positive definite operator."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from trpo_tf.types import Solution
-
 REASONS = ("iterations", "residual", "curvature", "not_finite")
 _ITERATIONS, _RESIDUAL, _CURVATURE, _NOT_FINITE = range(4)
+
+
+class Solution(NamedTuple):
+    """What conjugate gradient returns."""
+
+    direction: tf.Tensor  # [P], x
+    product: tf.Tensor  # [P], A x = b - r, up to the rounding that the recurrence of r accumulates
+    residual: tf.Tensor  # scalar float64, |r| / |b|, r = b - A x by its recurrence; 0 where b is 0
+    iterations: tf.Tensor  # scalar int32
+    reason: tf.Tensor  # scalar int32, an index into REASONS
 
 
 class _State(NamedTuple):
@@ -24,7 +33,9 @@ def dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(a, tf.float64) * tf.cast(b, tf.float64))
 
 
-def conjugate_gradient(operator, b: tf.Tensor, iterations: int, tolerance: float) -> Solution:
+def conjugate_gradient(
+    operator: Callable[[tf.Tensor], tf.Tensor], b: tf.Tensor, iterations: int, tolerance: float
+) -> Solution:
     """Solves A x = b approximately, from x = 0.
 
     alpha = r.r / p.A p;  x += alpha p;  r -= alpha A p;  p = r + (r.r new / r.r) p.
@@ -77,4 +88,5 @@ def conjugate_gradient(operator, b: tf.Tensor, iterations: int, tolerance: float
         return (tf.nest.map_structure(lambda new, old: tf.where(good, new, old), moved, kept),)
 
     (end,) = tf.while_loop(go_on, step, (start,))
-    return Solution(end.x, b - end.r, tf.sqrt(end.rr), end.k, end.reason)
+    residual = tf.where(bb > 0, tf.sqrt(end.rr) / tf.sqrt(tf.where(bb > 0, bb, 1.0)), 0.0)
+    return Solution(end.x, b - end.r, residual, end.k, end.reason)

@@ -3,10 +3,11 @@
 import tensorflow as tf
 
 
-def forward_product(network, family, theta: tf.Tensor, weights: tf.Tensor, vector: tf.Tensor) -> tf.Tensor:
+def forward_product(network, distribution, theta: tf.Tensor, weights: tf.Tensor, vector: tf.Tensor) -> tf.Tensor:
     """Multiplies the Fisher matrix with a vector, in Gauss-Newton form.
 
-    F v = sum_n w_n J_n^T M_n J_n v,  J_n = d params_n / d theta,  M_n the Fisher matrix of the family in its params.
+    F v = sum_n w_n J_n^T M_n J_n v,  J_n = d params_n / d theta,  M_n the Fisher matrix of the action
+    distribution in its params.
 
     J v comes from forward mode, J^T from reverse mode; no second derivatives, and F is positive semi-definite by
     construction. It equals the Hessian of the mean KL(old || new) at new = old.
@@ -15,7 +16,7 @@ def forward_product(network, family, theta: tf.Tensor, weights: tf.Tensor, vecto
 
     Args:
       network: theta [P] -> params [N, K].
-      family: a distribution family of policy/distributions.py.
+      distribution: an ActionDistribution of policy/distributions.
       theta: [P].
       weights: [N], of the rows; they sum to 1.
       vector: [P].
@@ -26,11 +27,11 @@ def forward_product(network, family, theta: tf.Tensor, weights: tf.Tensor, vecto
     with tf.autodiff.ForwardAccumulator(theta, vector) as accumulator, tf.GradientTape() as tape:
         tape.watch(theta)
         params = network(theta)
-    weighted = weights[:, None] * family.fisher_product(params, accumulator.jvp(params))
+    weighted = weights[:, None] * distribution.fisher_product(params, accumulator.jvp(params))
     return tape.gradient(params, theta, output_gradients=tf.stop_gradient(weighted))
 
 
-def reverse_product(network, family, theta: tf.Tensor, weights: tf.Tensor, vector: tf.Tensor) -> tf.Tensor:
+def reverse_product(network, distribution, theta: tf.Tensor, weights: tf.Tensor, vector: tf.Tensor) -> tf.Tensor:
     """The same product as the gradient of (gradient of the mean KL(old || new)) . vector at new = old.
 
     For networks that forward mode cannot pass; about 1.5 times the cost. Arguments as `forward_product`.
@@ -42,7 +43,7 @@ def reverse_product(network, family, theta: tf.Tensor, weights: tf.Tensor, vecto
         with tf.GradientTape() as inner:
             inner.watch(theta)
             params = network(theta)
-            kl = tf.reduce_sum(weights * family.kl(tf.stop_gradient(params), params))
+            kl = tf.reduce_sum(weights * distribution.kl(tf.stop_gradient(params), params))
         product = tf.reduce_sum(inner.gradient(kl, theta) * vector)
     return outer.gradient(product, theta)
 

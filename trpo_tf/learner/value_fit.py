@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from trpo_tf.learner.shapes import has_shape, same_shape
+
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
 
@@ -34,7 +36,12 @@ def adam(theta, grad, m, v, step, learning_rate):
 
 
 def squared_error(values, returns, mask) -> tf.Tensor:
-    """Masked mean of (V(s) - returns)^2 / 2 over rows. All [N]."""
+    """Masked mean of (V(s) - returns)^2 / 2 over rows. All [N].
+
+    Raises:
+      ValueError: their shapes differ.
+    """
+    same_shape(values=values, returns=returns, mask=mask)
     error = tf.where(mask > 0, values - returns, 0.0)
     return 0.5 * tf.reduce_sum(error**2) / tf.maximum(tf.reduce_sum(mask), 1.0)
 
@@ -50,7 +57,12 @@ def fit(network, state: AdamState, values, order, returns, mask, learning_rate) 
       order: [S, M] int32, the rows of each of S minibatches.
       returns, mask: [N].
       learning_rate: scalar.
+
+    Raises:
+      ValueError: returns, mask or predictions have another shape.
     """
+    has_shape("returns", returns, [None])
+    same_shape(returns=returns, mask=mask)
 
     def step(k, phi, m, v, count):
         rows = order[k]

@@ -1,1 +1,1 @@
-"""What acts: Keras networks, TensorFlow Probability distributions, the observation normaliser."""
+"""Keras networks, TensorFlow Probability distributions, the observation normaliser; acting through TensorFlow."""

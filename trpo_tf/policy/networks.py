@@ -4,8 +4,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trpo_tf.config import Config, UsageError
+from trpo_tf.config import PolicyConfig
+from trpo_tf.errors import UsageError
 
+LAST_GAIN = 0.01  # of the last policy layer: the first policy hardly depends on the state (Andrychowicz et al. 2020)
 _CELLS = {"gru": keras.layers.GRUCell, "lstm": keras.layers.LSTMCell}
 _CONVOLUTIONS = {  # filters, kernel size, stride of each layer; then the units of a dense one
     "trpo": (((16, 4, 2), (16, 4, 2)), 20),  # Schulman et al. 2015, figure 3
@@ -19,30 +21,30 @@ def orthogonal(gain: float, seed: int) -> keras.initializers.Initializer:
 
 
 class Network(keras.Model):
-    """Images through convolutions, joined with the vector, through dense layers and perhaps a memory, to the outputs.
+    """Images through convolutions, joined with the vector, through dense layers, perhaps a recurrent core, to outputs.
 
-    The rows of a network with memory are sequences of `length` rows each, one sequence after the other; the state
-    before a sequence is that in its first row.
+    The samples of a network with a recurrent core are sequences of `length` time steps each, one sequence after the
+    other; the state before a sequence is that of its first sample.
 
     Args:
       images: shape of each image by name.
-      hidden_sizes: units of the dense layers; the last are the memory's where there is one.
+      hidden_sizes: units of the dense layers; the last are the recurrent core's where there is one.
       config: activation, network, image_encoder and layer_norm are read.
       head: the layers that end it.
       seed: of the initial weights.
       name: "policy" or "value"; of the layers, and of the state among the features.
     """
 
-    def __init__(self, images: dict, hidden_sizes, config: Config, head: list, seed: int, name: str):
+    def __init__(self, images: dict, hidden_sizes, config: PolicyConfig, head: list, seed: int, name: str):
         super().__init__(name=name)
         self.towers = {
             image: _convolutions(shape, config, seed + 1000 * (k + 1), f"{name}_{image}")
             for k, (image, shape) in enumerate(images.items())
         }
-        self.body, self.memory = [], None
+        self.body, self.core = [], None
         for index, units in enumerate(hidden_sizes):
             if config.network in _CELLS and index == len(hidden_sizes) - 1:
-                self.memory = Memory(config.network, units, seed + index, f"{name}_memory")
+                self.core = RecurrentCore(config.network, units, seed + index, f"{name}_memory")
                 continue
             init, label = orthogonal(np.sqrt(2.0), seed + index), f"{name}_dense_{index}"
             if config.layer_norm:
@@ -51,10 +53,10 @@ class Network(keras.Model):
                 self.body.append(keras.layers.Activation(config.activation, name=f"{name}_activation_{index}"))
             else:
                 self.body.append(keras.layers.Dense(units, config.activation, kernel_initializer=init, name=label))
-        # Keras orders variables as they are named here. Free parameters come before the last weights, as in the runs on
-        # record: the order of theta decides how sums over it are rounded.
+        # Keras orders variables as layers are assigned here. Free parameters come before the last weights, as in
+        # recorded runs: the order of theta decides how sums over it are rounded.
         self.free_first, self.head = head[1:], head
-        self.state_size = self.memory.state_size if self.memory else 0
+        self.state_size = self.core.state_size if self.core else 0
 
     def call(self, features: dict, length: int = 1, return_all: bool = False):
         """Outputs [N, K] of features [N, ...].
@@ -67,8 +69,8 @@ class Network(keras.Model):
         for layer in self.body:
             x = layer(x)
         state = None
-        if self.memory:
-            x, state = self.memory(x, features[f"{self.name}_state"], features["is_first"], length=length)
+        if self.core:
+            x, state = self.core(x, features[f"{self.name}_state"], features["is_first"], length=length)
         hidden = x
         for layer in self.head:
             x = layer(x)
@@ -80,11 +82,11 @@ class Network(keras.Model):
 
     def chain(self) -> list[keras.layers.Layer] | None:
         """The layers one after the other, where that is all there is to it."""
-        return None if self.towers or self.memory else [*self.body, *self.head]
+        return None if self.towers or self.core else [*self.body, *self.head]
 
 
-class Foreign(keras.Model):
-    """A Keras model of the user's, then the layers that make parameters of its outputs; as `Network`, without memory.
+class UserModel(keras.Model):
+    """A Keras model of the user's, then the layers that make parameters of its outputs; as `Network`, not recurrent.
 
     The model is called with the vector, or with a dict of all features where there are images.
     """
@@ -120,7 +122,7 @@ class Foreign(keras.Model):
         return [*self.model.layers, *self.head] if sequential else None
 
 
-class Memory(keras.layers.Layer):
+class RecurrentCore(keras.layers.Layer):
     """A recurrent cell over sequences, unrolled, so that forward mode passes; where is_first is 1 it starts from 0."""
 
     def __init__(self, kind: str, units: int, seed: int, name: str):
@@ -151,7 +153,7 @@ class Memory(keras.layers.Layer):
         return ops.reshape(ops.stack(outputs, axis=1), [-1, self.cell.units]), state
 
 
-def _convolutions(shape: tuple[int, ...], config: Config, seed: int, name: str) -> keras.Sequential:
+def _convolutions(shape: tuple[int, ...], config: PolicyConfig, seed: int, name: str) -> keras.Sequential:
     """The image as fractions of 255, channels last, convolved.
 
     Raises:

@@ -1,23 +1,20 @@
-"""Collection of trajectories by the current policy."""
+"""Collection of trajectories: environments, an actor, and what a resumed run needs to stand where this one stood.
+
+NumPy only: a worker that collects imports no TensorFlow.
+"""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-from trpo_tf.config import UsageError
-from trpo_tf.policy.actor import Actor
-from trpo_tf.policy.policy import Policy
-from trpo_tf.rollout.envs import Envs, Episodes
-from trpo_tf.types import ALIGNMENT, Trajectory
-
-
-class EnvironmentFailure(RuntimeError):
-    """The environments raised, or gave more NaN or infinite rows than allowed; the collector is as before the call."""
+from trpo_tf.errors import EnvironmentFailure
+from trpo_tf.rollout.vector_env import VectorEnv
+from trpo_tf.types import ALIGNMENT, Rollout, Trajectory
 
 
 class Collector:
-    """Steps B environments T times per trajectory and keeps what a resumed run needs to stand where this one stood.
+    """Steps B environments T times per rollout.
 
     Environments cannot be asked for their state. They are therefore rebuilt at every checkpoint boundary, in an
     undisturbed run too, and between boundaries the actions are recorded: replaying them from the last boundary puts
@@ -25,28 +22,29 @@ class Collector:
 
     Args:
       make_envs: from the number of the update to fresh environments with seeds of their own.
-      policy: acts; its normaliser is only read.
+      actor: an ArrayActor or TensorActor; draws the actions.
       time_steps: T.
-      seed: key of the action draws.
-      max_invalid_rows: rows with NaN or infinity to mask before EnvironmentFailure is raised.
+      gamma: of the discounted returns.
+      max_invalid: transitions with NaN or infinity to mask before EnvironmentFailure is raised.
     """
 
     def __init__(
-        self, make_envs: Callable[[int], Envs], policy: Policy, time_steps: int, seed: int, max_invalid_rows: int
+        self, make_envs: Callable[[int], VectorEnv], actor: Any, time_steps: int, gamma: float, max_invalid: int
     ):
-        self._make_envs = make_envs
-        self._policy = policy
-        self._actor = Actor(policy)
-        self._time = time_steps
-        self._seed = seed
-        self._max_invalid_rows = max_invalid_rows
-        self.act_count = 0
-        self.invalid_rows = 0
+        self._make_envs, self._actor, self._time = make_envs, actor, time_steps
+        self._gamma, self._max_invalid = np.float32(gamma), max_invalid
+        self.act_count = 0  # time steps so far
+        self.invalid = 0  # transitions masked so far
         self.built_at = 0
         self.obs: dict[str, np.ndarray] = {}  # [B, ...] each, what the policy sees next
         self._actions: list[np.ndarray] = []  # [K, B, A] each
-        self._envs = None
+        self._envs: VectorEnv | None = None
         self.rebuild(0)
+
+    @property
+    def num_envs(self) -> int:
+        """B."""
+        return len(self._bad)
 
     def rebuild(self, update: int) -> None:
         """Replaces the environments by fresh ones, seeded for this update; their episodes are cut."""
@@ -54,94 +52,107 @@ class Collector:
         self._envs = self._make_envs(update)
         self.built_at = update
         self._actions = []
+        self._bad = np.zeros(self._envs.num_envs, bool)
         obs, self._bad = self._clean(self._envs.reset())
         rows = self._envs.num_envs
-        fresh = {name: np.zeros((rows, size), np.float32) for name, size in self._policy.states.items()}
+        self._discounted_return = np.zeros(rows, np.float32)
+        fresh = {name: np.zeros((rows, size), np.float32) for name, size in self._actor.states.items()}
         self.obs = obs | (fresh and {"is_first": np.ones(rows, np.float32)}) | fresh
 
-    def recorded_actions(self) -> np.ndarray:
-        """What the environments were stepped with since they were built, as stored: [K, B, A]."""
-        shape = (0, self._envs.num_envs, self._policy.family.action_size)
-        return np.concatenate([np.zeros(shape, np.float32), *self._actions])
+    def state(self) -> dict[str, np.ndarray]:
+        """What `restore` of a collector with the same settings needs."""
+        shape = (0, self.num_envs, self._actor.action_size)
+        counters = {"act_count": self.act_count, "invalid": self.invalid, "built_at": self.built_at}
+        return {
+            "actions": np.concatenate([np.zeros(shape, np.float32), *self._actions]),
+            "discounted_return": self._discounted_return,
+            **{f"obs/{name}": x for name, x in self.obs.items()},
+            **{name: np.array(count) for name, count in counters.items()},
+        }
 
-    def replay(self, update: int, actions: np.ndarray, memory: dict[str, np.ndarray]) -> bool:
-        """Rebuilds the environments as at `update` and steps them with recorded actions [K, B, A].
+    def restore(self, state: dict[str, np.ndarray]) -> bool:
+        """Rebuilds the environments as they were built and steps them with the recorded actions.
 
-        memory: what `obs` was then, of which the states and is_first are taken over. Returns whether the rest is equal.
+        Returns:
+          Whether the environments give the observations that they gave then.
         """
-        self.rebuild(update)
-        for action in actions:
-            obs, self._bad = self._clean(self._envs.step(self._policy.family.to_env(action, np)).obs)
+        self.rebuild(int(state["built_at"]))
+        self.act_count, self.invalid = int(state["act_count"]), int(state["invalid"])
+        assert self._envs is not None
+        for action in state["actions"]:
+            obs, self._bad = self._clean(self._envs.step(self._actor.to_env(action)).obs)
             self.obs |= obs
         self._envs.pop_episodes()
-        equal = all(self.obs[name].tobytes() == memory[name].tobytes() for name in self._policy.encoder.leaves)
-        self.obs |= {name: memory[name] for name in self.obs if name not in self._policy.encoder.leaves}
-        if len(actions):
-            self._actions = [actions]
+        known = {name: state[f"obs/{name}"] for name in self.obs}
+        equal = all(self.obs[name].tobytes() == known[name].tobytes() for name in self._actor.leaves)
+        self.obs |= {name: x for name, x in known.items() if name not in self._actor.leaves}
+        self._discounted_return = state["discounted_return"]
+        if len(state["actions"]):
+            self._actions = [state["actions"]]
         return equal
 
-    def collect(self, policy_version: int = 0) -> tuple[Trajectory, Episodes]:
-        """One trajectory [T, B, ...] and the whole episodes that ended in it.
+    def collect(
+        self, noise: np.ndarray, log_prob: Callable[[np.ndarray, np.ndarray], np.ndarray], version: int = 0
+    ) -> Rollout:
+        """One rollout [T, B, ...].
 
-        policy_version: the updates that the policy has behind it, stored with every row.
+        Args:
+          noise: [T, B, noise_size], what the draws need.
+          log_prob: from parameters [N, K] and raw actions [N, A] to log-probabilities [N].
+          version: updates that the policy has behind it, stored with every transition.
 
         Raises:
-          EnvironmentFailure: an environment raised, or they keep giving NaN or infinity.
+          EnvironmentFailure: an environment raised, or they keep giving NaN or infinity. `state()` is as before, the
+            environments are not: `restore(state())` before the next rollout.
         """
-        try:
-            trajectory, bad_obs = self._step_through(policy_version)
-        except (ArithmeticError, AssertionError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, UsageError):
-                raise
-            raise EnvironmentFailure(f"environment failed: {type(error).__name__}: {error}") from error
-        trajectory = self._mask_invalid(trajectory, bad_obs)
+        steps = self._step_through(noise)
+        flat = (x.reshape(-1, x.shape[-1]) for x in (steps.params, steps.raw_action))
+        logp = log_prob(*flat).reshape(steps.reward.shape)
+        trajectory, invalid = self._mask_invalid(steps, logp)
+        self.invalid += invalid
         self.act_count += self._time
-        self._actions.append(trajectory.action)
-        self.obs, self._bad = {name: x[-1].copy() for name, x in trajectory.obs.items()}, bad_obs[-1]
-        return trajectory, self._envs.pop_episodes()
+        self._actions.append(steps.raw_action)
+        self.obs, self._bad = {name: x[-1].copy() for name, x in steps.obs.items()}, steps.bad_obs[-1]
+        assert self._envs is not None
+        episodes = self._envs.pop_episodes()
+        versions = np.full(steps.reward.shape, version, np.int32)
+        returns = self._discounted_returns(trajectory)
+        return Rollout(trajectory, steps.params, versions, returns, episodes.returns, episodes.lengths, invalid)
 
-    def _step_through(self, policy_version: int) -> tuple[Trajectory, np.ndarray]:
-        """T steps: the trajectory, and which observations [T+1, B] were not finite."""
-        policy, family, shape = self._policy, self._policy.family, (self._time, self._envs.num_envs)
-        obs = {name: aligned((shape[0] + 1, shape[1], *of), dtype) for name, (of, dtype) in policy.specs.items()}
-        params = np.empty((*shape, family.size), np.float32)
-        action = np.empty((*shape, family.action_size), np.float32)
-        reward, mask = (np.empty(shape, np.float32) for _ in range(2))
-        terminated, truncated = (np.empty(shape, bool) for _ in range(2))
-        bad_obs = np.zeros((shape[0] + 1, shape[1]), bool)
+    def _step_through(self, noise: np.ndarray) -> "_Steps":
+        actor, envs = self._actor, self._envs
+        assert envs is not None
+        steps = _Steps.empty((self._time, envs.num_envs), actor)
+        obs, states = steps.obs, sorted(actor.states)
         for name, x in obs.items():
             x[0] = self.obs[name]
-        bad_obs[0] = self._bad
-        leaves, states = list(policy.encoder.leaves), sorted(policy.states)
-        self._actor.refresh()
-        noise = family.noise(shape, tf.constant([self._seed, self.act_count], tf.int32)).numpy()
-        with self._actor.alone():
+        steps.bad_obs[0] = self._bad
+        with actor.single_threaded():
             for t in range(self._time):
-                params[t], action[t], after = self._actor({name: x[t] for name, x in obs.items()}, noise[t])
-                rows = self._envs.step(family.to_env(action[t], np))
+                seen = {name: x[t] for name, x in obs.items()}
+                steps.params[t], steps.raw_action[t], after = actor(seen, noise[t])
+                given = envs.step(actor.to_env(steps.raw_action[t]))
                 finite = True
-                for name in leaves:
+                for name in actor.leaves:
                     following = obs[name][t + 1]
-                    following[...] = rows.obs[name].reshape(following.shape)
+                    following[...] = given.obs[name].reshape(following.shape)
                     finite = finite and (following.dtype.kind != "f" or np.isfinite(following.sum()))
                 if not finite:
-                    cleaned, bad_obs[t + 1] = self._clean(rows.obs)
+                    cleaned, steps.bad_obs[t + 1] = self._clean(given.obs)
                     for name, x in cleaned.items():
                         obs[name][t + 1] = x
-                reward[t], terminated[t], truncated[t], mask[t] = rows[1:]
+                steps.reward[t], steps.terminated[t] = given.reward, given.terminated
+                steps.truncated[t], steps.mask[t] = given.truncated, given.mask
                 if states:
-                    obs["is_first"][t + 1] = rows.mask == 0
+                    obs["is_first"][t + 1] = given.mask == 0
                     for name, state in zip(states, after, strict=True):
                         obs[name][t + 1] = state
-        flat = (x.reshape(-1, x.shape[-1]) for x in (params, action))
-        logp = policy.log_prob(*flat).numpy().reshape(shape)
-        versions = np.full(shape, policy_version, np.int32)
-        return Trajectory(obs, action, logp, reward, terminated, truncated, mask, params, versions), bad_obs
+        return steps
 
     def _clean(self, obs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Observations as stored, non-finite numbers replaced by 0, and which rows [B] had some."""
-        stored, bad = {}, np.zeros(self._envs.num_envs, bool)
-        for name, leaf in self._policy.encoder.leaves.items():
+        stored, bad = {}, np.zeros(self.num_envs, bool)
+        for name, leaf in self._actor.leaves.items():
             x = np.asarray(obs[name]).astype(leaf.dtype).reshape((-1, *leaf.shape))
             if x.dtype.kind == "f":
                 finite = np.isfinite(x)
@@ -149,29 +160,63 @@ class Collector:
             stored[name] = x
         return stored, bad
 
-    def _mask_invalid(self, trajectory: Trajectory, bad_obs: np.ndarray) -> Trajectory:
-        """Masks rows whose observation, successor, reward or log-probability is not finite."""
-        finite = np.isfinite(trajectory.reward) & np.isfinite(trajectory.behavior_logp)
-        bad = (bad_obs[:-1] | bad_obs[1:] | ~finite) & (trajectory.mask > 0)
+    def _mask_invalid(self, steps: "_Steps", logp: np.ndarray) -> tuple[Trajectory, int]:
+        """The trajectory, transitions masked whose observation, successor, reward or log-probability is not finite, and
+        how many they are."""
+        flags = steps.terminated, steps.truncated
+        finite = np.isfinite(steps.reward) & np.isfinite(logp)
+        bad = (steps.bad_obs[:-1] | steps.bad_obs[1:] | ~finite) & (steps.mask > 0)
         if not bad.any():
-            return trajectory
-        total = self.invalid_rows + int(bad.sum())
-        if total > self._max_invalid_rows:
+            return Trajectory(steps.obs, steps.raw_action, logp, steps.reward, *flags, steps.mask), 0
+        count = int(bad.sum())
+        if self.invalid + count > self._max_invalid:
             raise EnvironmentFailure(
-                f"{total} rows with NaN or infinity from the environments, more than --max_invalid_rows="
-                f"{self._max_invalid_rows}"
+                f"{self.invalid + count} transitions with NaN or infinity from the environments, more than "
+                f"--max_invalid_rows={self._max_invalid}"
             )
-        self.invalid_rows = total
-        return trajectory._replace(
-            mask=np.where(bad, 0, trajectory.mask).astype(np.float32),
-            reward=np.where(bad, 0, trajectory.reward).astype(np.float32),
-            behavior_logp=np.where(finite, trajectory.behavior_logp, 0).astype(np.float32),
-        )
+        reward, mask = (np.where(bad, 0, x).astype(np.float32) for x in (steps.reward, steps.mask))
+        logp = np.where(finite, logp, 0).astype(np.float32)
+        return Trajectory(steps.obs, steps.raw_action, logp, reward, *flags, mask), count
+
+    def _discounted_returns(self, trajectory: Trajectory) -> np.ndarray:
+        """R_t [T, B] of every stream, float32; what was under way goes on in the next rollout."""
+        ended = trajectory.terminated | trajectory.truncated
+        decay = self._gamma * (np.float32(1) - ended.astype(np.float32))
+        totals, carried = np.empty_like(trajectory.reward), self._discounted_return
+        for t, reward in enumerate(trajectory.reward):
+            totals[t] = carried + reward
+            carried = totals[t] * decay[t]
+        self._discounted_return = carried
+        return totals
 
     def close(self) -> None:
         """Frees the environments."""
         if self._envs is not None:
             self._envs.close()
+
+
+class _Steps(NamedTuple):
+    """T time steps as they come from the environments; arrays as in Trajectory."""
+
+    obs: dict[str, np.ndarray]
+    params: np.ndarray  # [T, B, K]
+    raw_action: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    mask: np.ndarray
+    bad_obs: np.ndarray  # [T+1, B] bool, where an observation was not finite
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int], actor: Any) -> "_Steps":
+        """Arrays to be filled, of shape [T, B]; observations in memory that a tensor can share."""
+        obs = {name: aligned((shape[0] + 1, shape[1], *of), dtype) for name, (of, dtype) in actor.specs.items()}
+        params = np.empty((*shape, actor.params_size), np.float32)
+        action = np.empty((*shape, actor.action_size), np.float32)
+        reward, mask = (np.empty(shape, np.float32) for _ in range(2))
+        terminated, truncated = (np.empty(shape, bool) for _ in range(2))
+        bad_obs = np.zeros((shape[0] + 1, shape[1]), bool)
+        return cls(obs, params, action, reward, terminated, truncated, mask, bad_obs)
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

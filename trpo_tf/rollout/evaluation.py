@@ -1,10 +1,11 @@
 """Returns of a policy over whole episodes, in environments of its own."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from trpo_tf.rollout.envs import Envs
+from trpo_tf.rollout.vector_env import VectorEnv
 
 _MOST_ENVS = 64
 _LONGEST = 30_000  # steps; an episode without a time limit must end some day
@@ -24,37 +25,59 @@ class Evaluation(NamedTuple):
                 result[f"{name}_{statistic}"] = float(getattr(values, statistic)())
         return result
 
+    def __str__(self) -> str:
+        parts = (
+            f"{name} {values.mean():.2f} +- {values.std():.2f} ({values.min():.2f} to {values.max():.2f})"
+            for name, values in (("return", self.returns), ("length", self.lengths))
+        )
+        return f"{len(self.returns)} episodes: {', '.join(parts)}"
 
-def evaluate(act, envs: Envs, episodes: int, progress=lambda done: None) -> Evaluation:
+
+def evaluate(
+    act: Callable[[dict[str, np.ndarray], np.ndarray], Any],
+    envs: VectorEnv,
+    episodes: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
     """Runs episodes with a policy that does not learn.
 
-    Every environment runs a fixed number of episodes, so that short ones are not counted more often. An episode of
-    30,000 steps is counted as it stands; one that goes on for ever would never be.
+    Every environment runs a fixed number of episodes, so that short ones are not counted more often. An episode that
+    reaches 30,000 steps counts with its return so far; it is not reset.
 
     Args:
       act: from obs, [B, ...] each, and is_first [B] bool, where an episode begins with them, to actions [B, ...] as
         the environment takes them.
-      envs: fresh environments; at most `episodes` of them. Closed afterwards.
+      envs: fresh environments; at most `episodes` of them. Closed afterwards, whatever happens.
       episodes: E.
       progress: called with the number of episodes done, now and then.
+
+    Raises:
+      EnvironmentFailure: an environment raised.
     """
+    try:
+        return _run(act, envs, episodes, progress)
+    finally:
+        envs.close()
+
+
+def _run(act, envs: VectorEnv, episodes: int, progress: Callable[[int], None]) -> Evaluation:
     count = envs.num_envs
     quota = episodes // count + (np.arange(count) < episodes % count)
-    returns, lengths = [[] for _ in range(count)], [[] for _ in range(count)]
+    returns: list[list[float]] = [[] for _ in range(count)]
+    lengths: list[list[int]] = [[] for _ in range(count)]
     total, length = np.zeros(count), np.zeros(count, np.int64)
     obs, is_first = envs.reset(), np.ones(count, bool)
     while any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
-        rows = envs.step(act(obs, is_first))
-        obs, is_first = rows.obs, rows.mask == 0
-        total += rows.reward
-        length += rows.mask > 0
-        for b in np.flatnonzero(rows.terminated | rows.truncated | (length >= _LONGEST)):
+        step = envs.step(act(obs, is_first))
+        obs, is_first = step.obs, step.mask == 0
+        total += step.reward
+        length += step.mask > 0
+        for b in np.flatnonzero(step.terminated | step.truncated | (length >= _LONGEST)):
             if len(returns[b]) < quota[b]:
                 returns[b].append(total[b])
                 lengths[b].append(length[b])
                 progress(sum(map(len, returns)))
             total[b], length[b] = 0.0, 0
-    envs.close()
     return Evaluation(np.concatenate(returns), np.concatenate(lengths))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from trpo_tf.config import UsageError, first_line
+from trpo_tf.errors import UsageError, first_line
 
 
 def keywords(flag: str, text: str) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.numpy
 
-from trpo_tf.config import UsageError
+from trpo_tf import faults
+from trpo_tf.errors import Error, NoCheckpointError, UsageError
+from trpo_tf.files import sync_directory, write_file
 
-FORMAT = 2
+FORMAT = 3
 _ARRAYS, _MANIFEST = "state.safetensors", "manifest.json"
 
 
@@ -28,29 +30,8 @@ class FormatError(UsageError):
     """A checkpoint that another version of trpo_tf wrote; the message names both formats."""
 
 
-class DamagedError(Exception):
+class DamagedError(Error):
     """A checkpoint that cannot be trusted; the message names the file and what is wrong with it."""
-
-
-class NoCheckpointError(RuntimeError):
-    """No valid checkpoint where one was asked for."""
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Writes a file and waits until the disk has it."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Waits until the disk has the directory's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -61,28 +42,9 @@ def save(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"update_{checkpoint.meta['update']:09d}"
-    temporary, replaced = directory / f".{path.name}.tmp", directory / f".{path.name}.old"
     for leftover in directory.glob(".update_*"):  # of a save that was killed; the run's lock keeps others away
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        temporary.mkdir()
-        data = safetensors.numpy.save({name: np.asarray(a, order="C") for name, a in checkpoint.arrays.items()})
-        manifest = {
-            "format": FORMAT,
-            "files": {_ARRAYS: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
-            "meta": checkpoint.meta,
-        }
-        manifest["sha256"] = _digest(manifest)
-        write_file(temporary / _ARRAYS, data)
-        write_file(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
-        sync_directory(temporary)
-        if path.exists():  # a damaged one, or one of a resumed run that came here again
-            path.rename(replaced)
-        temporary.rename(path)
-        sync_directory(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        _mend(directory / leftover.name[1:].rsplit(".", 1)[0])
+    write(path, checkpoint)
     others = found(directory)
     later = others[: others.index(path)]  # from before the run was set back: another future than this one
     for old in [*later, *others[len(later) + keep :]]:
@@ -90,9 +52,61 @@ def save(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return path
 
 
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes one checkpoint as the directory `path`, all at once; one that is there is replaced.
+
+    Raises:
+      OSError: the disk is full, read-only or gone; what was there is as it was.
+    """
+    temporary, replaced = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
+    _mend(path)
+    try:
+        temporary.mkdir(parents=True)
+        data = safetensors.numpy.save({name: np.asarray(a, order="C") for name, a in checkpoint.arrays.items()})
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "files": {_ARRAYS: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
+            "meta": checkpoint.meta,
+        }
+        manifest["sha256"] = _digest(manifest)
+        faults.point("save_arrays")
+        write_file(temporary / _ARRAYS, data)
+        faults.point("save_manifest")
+        write_file(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
+        sync_directory(temporary)
+        faults.point("save_rename")
+        if path.exists():  # a damaged one, or one of a resumed run that came here again
+            path.rename(replaced)
+        temporary.rename(path)
+        sync_directory(path.parent)
+        faults.point("saved")
+    finally:
+        _mend(path)
+
+
+def _mend(path: Path) -> None:
+    """Removes what a save of `path` left behind that was killed or failed; what was there before is there again."""
+    temporary, replaced = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
+    if replaced.exists() and not path.exists():
+        replaced.rename(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
 def found(directory: Path) -> list[Path]:
-    """Checkpoints in a directory by name, newest first; none of them opened."""
-    return sorted(directory.glob("update_*"), reverse=True)
+    """Checkpoints in a directory by name, newest first; none of them opened.
+
+    A save that was killed while it replaced a checkpoint has left that under a hidden name.
+    """
+    known = {path.name: path for path in directory.glob("update_*")}
+    for path in directory.glob(".update_*.old"):
+        known.setdefault(path.name[1:].removesuffix(".old"), path)
+    return [known[name] for name in sorted(known, reverse=True)]
+
+
+def is_one(path: Path) -> bool:
+    """Whether a directory holds a checkpoint, whole or not."""
+    return (path / _MANIFEST).is_file() or (path / _ARRAYS).is_file()
 
 
 def load(path: Path) -> Checkpoint:

@@ -8,7 +8,8 @@ import platform
 import time
 from pathlib import Path
 
-from trpo_tf.config import Config, UsageError, to_dict
+from trpo_tf.config import Config, to_dict
+from trpo_tf.errors import UsageError
 
 _PACKAGES = (
     "trpo_tf", "tensorflow", "keras", "tensorflow-probability", "gymnasium", "envpool", "mujoco", "numpy", "safetensors"
@@ -20,18 +21,19 @@ class RunDirectory:
     """An open run directory, locked against other processes until closed or until this process ends.
 
     Args:
-      config: run_dir and resume are read; an empty run_dir is named after the environment, the seed and the time.
+      path: of the directory.
+      resumed: whether the run goes on with what the directory holds.
 
     Raises:
-      UsageError: the name is unfit, the directory cannot be written, another process has it, or it holds a run and
-        `resume` was not asked for.
+      UsageError: the name is unfit, the directory cannot be written, another process has it, or it holds a run that is
+        not resumed.
     """
 
-    def __init__(self, config: Config):
-        self.path = Path(config.run_dir or default_name(config))
+    def __init__(self, path: str | os.PathLike, resumed: bool):
+        self.path = Path(path)
         _check_name(self.path)
-        self.checkpoints, self.best = self.path / "checkpoints", self.path / "best"
-        if not config.resume and any(self.checkpoints.glob("update_*")):
+        self.checkpoints = self.path / "checkpoints"
+        if not resumed and any(self.checkpoints.glob("*update_*")):
             raise UsageError(f"--run_dir={self.path}: holds a run; pass --resume to go on, or name another")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -62,8 +64,8 @@ class RunDirectory:
 
 def default_name(config: Config) -> str:
     """runs/<env>-s<seed>-<time>, the environment's separators replaced."""
-    env = "".join(c if c.isalnum() or c in "-_." else "_" for c in config.env)
-    return f"runs/{env}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    env = "".join(c if c.isalnum() or c in "-_." else "_" for c in config.environment.env)
+    return f"runs/{env}-s{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def versions() -> dict[str, str]:

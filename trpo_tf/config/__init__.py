@@ -1,0 +1,21 @@
+"""Every setting once: its meaning, default, range and source, in one frozen record per room. Flags are generated."""
+
+from trpo_tf.config.commands import EvaluateConfig, ExportConfig, PlotConfig, ServeConfig
+from trpo_tf.config.rooms import (
+    AdvantageConfig,
+    ComputeConfig,
+    EnvironmentConfig,
+    OffPolicyConfig,
+    PolicyConfig,
+    RadiusConfig,
+    RunConfig,
+    TrustRegionConfig,
+    ValueConfig,
+)
+from trpo_tf.config.training import GROUPS, Config, from_dict, make_config, settings, show_settings, structural, to_dict
+
+__all__ = [
+    "GROUPS", "AdvantageConfig", "ComputeConfig", "Config", "EnvironmentConfig", "EvaluateConfig", "ExportConfig",
+    "OffPolicyConfig", "PlotConfig", "PolicyConfig", "RadiusConfig", "RunConfig", "ServeConfig", "TrustRegionConfig",
+    "ValueConfig", "from_dict", "make_config", "settings", "show_settings", "structural", "to_dict",
+]  # fmt: skip

@@ -1,0 +1,139 @@
+"""A training run's configuration: one record per room, and the same as flat settings by name."""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from trpo_tf.config import rooms
+from trpo_tf.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One training run. `make_config` makes one of flat settings.
+
+    Raises:
+      UsageError: settings of different rooms contradict each other.
+    """
+
+    run: rooms.RunConfig = dataclasses.field(default=rooms.RunConfig())
+    environment: rooms.EnvironmentConfig = dataclasses.field(default=rooms.EnvironmentConfig())
+    policy: rooms.PolicyConfig = dataclasses.field(default=rooms.PolicyConfig())
+    advantage: rooms.AdvantageConfig = dataclasses.field(default=rooms.AdvantageConfig())
+    trust_region: rooms.TrustRegionConfig = dataclasses.field(default=rooms.TrustRegionConfig())
+    radius: rooms.RadiusConfig = dataclasses.field(default=rooms.RadiusConfig())
+    off_policy: rooms.OffPolicyConfig = dataclasses.field(default=rooms.OffPolicyConfig())
+    value: rooms.ValueConfig = dataclasses.field(default=rooms.ValueConfig())
+    compute: rooms.ComputeConfig = dataclasses.field(default=rooms.ComputeConfig())
+
+    def __post_init__(self) -> None:
+        if not self.environment.env:
+            raise UsageError("--env is missing; name an environment, such as --env=Hopper-v5")
+        if self.off_policy.pipeline and self.run.checkpoint_every == 1:
+            raise UsageError("--checkpoint_every=1: --pipeline collects ahead between checkpoints only; must be >= 2")
+        if self.radius.radius == "adaptive":
+            if self.environment.num_envs < 2:
+                raise UsageError(
+                    f"--num_envs={self.environment.num_envs}: --radius=adaptive compares halves of the environments, "
+                    "2 or more"
+                )
+            low, high, max_kl = self.radius.min_kl, self.radius.max_kl_bound, self.trust_region.max_kl
+            if not low <= max_kl <= high:
+                raise UsageError(
+                    f"--max_kl={max_kl}: with --radius=adaptive between --min_kl={low} and --max_kl_bound={high}"
+                )
+
+    @property
+    def time_steps(self) -> int:
+        """T, the time steps per environment and update: whole sequences."""
+        length, envs = self.policy.length, self.environment.num_envs
+        return math.ceil(self.environment.steps_per_update / envs / length) * length
+
+    def replace(self, **settings: Any) -> "Config":
+        """The configuration with other values of these flat settings."""
+        return make_config(**(to_dict(self) | settings))
+
+
+GROUPS = {
+    "run": "the run",
+    "environment": "environments",
+    "policy": "policy and value networks",
+    "advantage": "advantages",
+    "trust_region": "trust region",
+    "radius": "adaptive radius",
+    "off_policy": "stale data",
+    "value": "value fit",
+    "compute": "computing",
+}
+
+
+def settings() -> Iterator[tuple[str, dataclasses.Field]]:
+    """Every setting of a training run with its room, an attribute of Config."""
+    for room in dataclasses.fields(Config):
+        for field in dataclasses.fields(type(room.default)):  # type: ignore[arg-type]
+            yield room.name, field
+
+
+def make_config(**given: Any) -> Config:
+    """A Config of flat settings, such as make_config(env="Hopper-v5", max_kl=0.02).
+
+    Raises:
+      UsageError: a value is out of its range, or there is no such setting.
+    """
+    room_of = {field.name: room for room, field in settings()}
+    unknown = sorted(set(given) - set(room_of))
+    if unknown:
+        raise UsageError(f"no such setting: {', '.join(unknown)}{_nearest(unknown[0], list(room_of))}")
+    by_room: dict[str, dict[str, Any]] = {room.name: {} for room in dataclasses.fields(Config)}
+    for name, value in given.items():
+        by_room[room_of[name]][name] = value
+    kinds: dict[str, Any] = {room.name: type(room.default) for room in dataclasses.fields(Config)}
+    return Config(**{name: kinds[name](**values) for name, values in by_room.items()})
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; perhaps {near[0]}" if near else ""
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The flat settings as JSON can carry them."""
+    flat = {field.name: getattr(getattr(config, room), field.name) for room, field in settings()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The configuration that `to_dict` wrote.
+
+    Raises:
+      UsageError: a value is out of its range, or a setting is unknown to this version.
+    """
+    unknown = set(values) - {field.name for _, field in settings()}
+    if unknown:
+        raise UsageError(f"settings of another version of trpo_tf: {', '.join(sorted(unknown))}")
+    return make_config(**values)
+
+
+def structural() -> list[str]:
+    """The settings that a resumed run must share with its checkpoint."""
+    return [field.name for _, field in settings() if field.metadata["structural"]]
+
+
+def show_settings(cls: type, after: str) -> None:
+    """Puts every setting but env into the signature and docstring of a class that takes settings as **`after`.
+
+    help() and editors that ask at run time show them, each written once.
+    """
+    own = [p for p in inspect.signature(cls.__init__).parameters.values() if p.name not in ("self", after)]  # type: ignore[misc]
+    lines = []
+    for _, field in settings():
+        if field.name != "env":
+            kind = inspect.Parameter.KEYWORD_ONLY
+            own.append(inspect.Parameter(field.name, kind, default=field.default, annotation=field.type))
+            lines.append(f"      {field.name}: {field.metadata['help']}")
+    cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+    cls.__doc__ = f"{cls.__doc__}\n    Settings:\n" + "\n".join(lines) + "\n"

@@ -1,0 +1,187 @@
+"""From a rollout to what the policy step and the value fit take: values, scaled rewards, estimates, rows of a batch."""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from trpo_tf.config import Config
+from trpo_tf.learner import chunks, staleness
+from trpo_tf.learner.estimate import Estimate
+from trpo_tf.learner.estimate.gae import gae
+from trpo_tf.learner.estimate.vtrace import Comparison, vtrace_estimate
+from trpo_tf.learner.layout import Layout
+from trpo_tf.learner.reuse import Mixture
+from trpo_tf.learner.reward_scaler import RewardScaler
+from trpo_tf.policy.policy import Policy
+from trpo_tf.types import Batch, Trajectory, ValueBatch
+
+
+class StaleInput(NamedTuple):
+    """What `prepare` takes of a Mixture besides its trajectory."""
+
+    behavior_params: tf.Tensor  # [T, W, K]
+    staleness: tf.Tensor  # [T, W] int32, how many updates old a transition is
+    advantage: tf.Tensor  # [T, W], of when a transition was new, in the environment's units of reward
+    column_weights: tf.Tensor  # [W]
+
+
+class Stale(NamedTuple):
+    """Data that only updates with stale transitions have."""
+
+    behavior_params: tf.Tensor  # [N, K]
+    new_advantage: tf.Tensor  # [T, B], in the environment's units of reward
+    metrics: dict[str, tf.Tensor]
+
+
+class Prepared(NamedTuple):
+    """What an update makes of its transitions before the policy step and the value fit."""
+
+    batch: Batch  # with chunk_size its features are (): `with_features` puts observations there
+    value_batch: ValueBatch  # likewise
+    constants: tuple  # shift, scale and bound of the normaliser with chunk_size; else ()
+    advantage_std: tf.Tensor  # scalar float64, in standard deviations of the discounted return
+    stale: Stale | None  # None where every transition is fresh
+
+
+class Preparation:
+    """Prepares the updates of one policy: first `prepare`, which is compiled, then `with_features`, which is not.
+
+    Args:
+      policy: as it is when an update begins.
+      config: of the run.
+      layout: of the transitions of an update; the first num_envs columns are new.
+      chunk_size: transitions that networks see at once; 0: all.
+      reward_scaler: takes every new transition into account.
+    """
+
+    def __init__(self, policy: Policy, config: Config, layout: Layout, chunk_size: int, reward_scaler: RewardScaler):
+        self.policy, self._config, self._layout = policy, config, layout
+        self._chunk, self._reward_scaler = chunk_size, reward_scaler
+
+    def with_features(self, prepared: Prepared, obs: dict[str, tf.Tensor]) -> Prepared:
+        """With chunks: observations, by row of a batch, in the place of features; else what was given.
+
+        A compiled function would copy the observations.
+
+        Args:
+          prepared: what `prepare` gave. obs: [T+1, W, ...] each.
+        """
+        if not prepared.constants:
+            return prepared
+        rows = {name: self._layout.batch(x) for name, x in obs.items()}
+        value_batch = prepared.value_batch
+        if not self.policy.shared:
+            value_batch = value_batch._replace(features=rows)
+        return prepared._replace(batch=prepared.batch._replace(features=rows), value_batch=value_batch)
+
+    def features(self, rows: dict[str, tf.Tensor], constants: tuple) -> dict[str, tf.Tensor]:
+        """What networks take: rows of features as they are, rows of observations (with constants) preprocessed."""
+        return self.policy.preprocess(rows, constants) if constants else rows
+
+    def prepare(
+        self, trajectory: Trajectory, discounted_return: tf.Tensor, stale: StaleInput | None = None
+    ) -> Prepared:
+        """Values, scaled rewards, estimates, and all of it by row of a batch.
+
+        Args:
+          trajectory: [T, W, ...].
+          discounted_return: [T, B], of new transitions.
+          stale: None where every transition is fresh.
+        """
+        config, policy, layout = self._config, self.policy, self._layout
+        obs = {name: layout.flat(x) for name, x in trajectory.obs.items()}
+        constants: tuple = ()
+        if self._chunk:
+            constants = policy.normalizer.constants()
+        else:
+            obs = policy.preprocess(obs)
+        values, hidden = self._values(obs, constants)
+        new = slice(config.environment.num_envs)
+        self._reward_scaler.merge(discounted_return, trajectory.mask[:, new])
+        reward, scale = self._reward_scaler(trajectory.reward), self._reward_scaler.scale()
+        found = None
+        if stale is not None:
+            compared = self._compare(trajectory, stale.behavior_params, obs, constants)
+            estimate, found = self._stale_estimate(trajectory, reward, values[:, new], compared, scale, stale)
+        else:
+            estimate = gae(trajectory, reward, values, config.advantage)
+        unit = tf.cast(scale / self._reward_scaler.std(), tf.float64)
+        features = () if constants else {name: layout.by_sequence(x) for name, x in obs.items()}
+        batch, value_batch = self._batches(trajectory, estimate, values, features)
+        if hidden is not None:
+            value_batch = value_batch._replace(features={"vector": layout.by_sequence(hidden)})
+        return Prepared(batch, value_batch, constants, estimate.advantage_std * unit, found)
+
+    def _values(self, obs: dict, constants: tuple) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """V [T+1, W] of flat obs [(T+1) W, ...], and with a shared torso its outputs [(T+1) W, D].
+
+        Rows are sequences of one here: the recurrent states before them are those that the actor went through.
+        """
+        policy, layout = self.policy, self._layout
+        rows = (layout.time + 1) * layout.columns
+
+        def by_chunks(function):
+            return chunks.apply(lambda obs: function(self.features(obs, constants)), obs, rows, self._chunk)
+
+        hidden = None
+        if policy.shared:
+            hidden = by_chunks(lambda features: policy.value_features(features)["vector"])
+            values = policy.values({"vector": hidden})
+        else:
+            values = by_chunks(policy.values)
+        return tf.reshape(values, [layout.time + 1, layout.columns]), hidden
+
+    def _stale_estimate(
+        self, trajectory: Trajectory, reward, values, compared: Comparison, scale, given: StaleInput
+    ) -> tuple[Estimate, Stale]:
+        """The Estimate of new and kept transitions. values: [T+1, B], of new ones. reward: [T, W], divided by scale."""
+        config, layout = self._config, self._layout
+        mixture = Mixture(trajectory, given.behavior_params, (), given.advantage, given.column_weights)
+        found = vtrace_estimate(
+            mixture, reward, values, compared, given.staleness, scale, config.advantage, config.off_policy
+        )
+        estimate = found.estimate
+        seen = estimate.weights, found.ratio, estimate.advantage, found.kl, given.staleness
+        count = config.off_policy.lag + layout.columns // config.environment.num_envs
+        metrics = staleness.diagnostics(
+            staleness.Seen(*(tf.reshape(x, [-1]) for x in seen)), count, config.off_policy.vtrace_rho
+        )
+        return estimate, Stale(layout.batch(given.behavior_params), found.new_advantage, metrics)
+
+    def _compare(self, trajectory: Trajectory, behavior_params, obs: dict, constants: tuple) -> Comparison:
+        """The policy of now, as the policy step computes it, beside the one that acted. obs: flat, [>= N, ...]."""
+        policy, layout, theta = self.policy, self._layout, self.policy.network.theta()
+        params = chunks.apply(
+            lambda rows: policy.params(theta, self.features(rows, constants), layout.length),
+            {name: layout.by_sequence(x) for name, x in obs.items()},
+            layout.rows,
+            self._chunk,
+        )
+        params = layout.time_major(params)
+        logp = policy.distribution.log_prob(params, layout.flat(trajectory.raw_action))
+        both = layout.flat(behavior_params), params
+        kl = policy.distribution.kl(*(tf.cast(x, tf.float64) for x in both))
+        return Comparison(*(tf.reshape(x, [-1, layout.columns]) for x in (logp, kl)))
+
+    def _batches(self, trajectory: Trajectory, estimate: Estimate, values, features) -> tuple[Batch, ValueBatch]:
+        """Estimates [T, W] by row of a batch; only new columns are in the value fit."""
+        rows, width = self._layout.batch, self._layout.columns
+        new = self._config.environment.num_envs
+        returns, mask = estimate.returns, estimate.weights
+        if new < width:
+            returns = tf.pad(returns, [[0, 0], [0, width - new]])
+        if self._config.off_policy.enabled:
+            mask = tf.sign(mask) * (np.arange(width) < new)
+        weights = rows(estimate.weights)
+        batch = Batch(
+            features=features,
+            raw_action=rows(trajectory.raw_action),
+            behavior_logp=rows(estimate.behavior_logp),
+            advantage=rows(estimate.advantage),
+            weights=weights,
+        )
+        value_batch = ValueBatch(
+            features, rows(returns), rows(values[:-1]), rows(mask) if self._config.off_policy.enabled else weights
+        )
+        return batch, value_batch

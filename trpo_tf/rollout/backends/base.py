@@ -1,0 +1,58 @@
+"""What VectorEnv asks of whatever steps the environments, and what those share."""
+
+import os
+from typing import Protocol
+
+import gymnasium as gym
+import numpy as np
+
+from trpo_tf.acting import encoders, spaces
+
+
+class Backend(Protocol):
+    """B environments that are stepped together.
+
+    NEXT_STEP autoreset: `step` returns the last observation of an episode together with terminated or truncated. The
+    step after it ignores that environment's action and returns the first observation of the next episode, with
+    terminated and truncated False; its reward means nothing.
+
+    Attributes:
+      name: of the backend, "envpool" or "gymnasium".
+      env_name: of the environment, for messages.
+      num_envs: B.
+      observation_space, action_space: of one environment.
+      max_episode_steps: steps after which an episode is truncated; None where that is not known, or where `reset_at`
+        cannot be relied on.
+    """
+
+    name: str
+    env_name: str
+    num_envs: int
+    observation_space: gym.Space
+    action_space: gym.Space
+    max_episode_steps: int | None
+
+    def reset(self) -> dict[str, np.ndarray]:
+        """Starts every environment; obs [B, ...] each, by the names of acting/spaces.py."""
+
+    def reset_at(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Starts a new episode in the environments `ids`, [K] int; their obs [K, ...] each."""
+
+    def step(self, action) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+        """obs, reward, terminated, truncated of actions [B, ...], in the structure of the action space.
+
+        Both flags [B] bool may be True at once; the reward [B] may be of any float type.
+        """
+
+    def close(self) -> None:
+        """Frees what the backend made."""
+
+
+def leaves(obs) -> dict[str, np.ndarray]:
+    """The parts of a batched observation by name."""
+    return {"observation": obs} if isinstance(obs, np.ndarray) else spaces.named(obs, "observation", encoders.TAKEN)
+
+
+def usable_cores() -> set[int]:
+    """The numbers of the cores that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

@@ -1,0 +1,236 @@
+"""The environments of a run, made of an id, of a function that makes one, or given as a vector environment."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium as gym
+
+from trpo_tf.config.rooms import EnvironmentConfig
+from trpo_tf.errors import EnvironmentFailure, Error, UsageError, first_line
+from trpo_tf.rollout import options
+from trpo_tf.rollout.backends import envpool, gymnasium, processes, single_env
+from trpo_tf.rollout.backends.base import Backend
+from trpo_tf.rollout.backends.resolve import resolve_backend
+from trpo_tf.rollout.vector_env import VectorEnv
+
+# Options that decide how environments are driven, or that flags of their own set.
+_OURS = {
+    "batch_size", "env_type", "max_num_players", "num_envs", "num_threads", "render_mode", "seed",
+    "thread_affinity_offset",
+}  # fmt: skip
+
+
+class Environments:
+    """Makes the environments of a run.
+
+    Args:
+      config: which, and how they are stepped.
+      env: None: the environment with the id config.env. Or a function that makes a gymnasium.Env each time it is
+        called; or a vector environment of gymnasium, or of EnvPool, that steps config.num_envs environments with
+        NEXT_STEP autoreset. A vector environment stays the caller's to close; as it cannot be made anew, a run that
+        goes on from a checkpoint does not meet the same episodes again.
+      eval_env: what policies are evaluated in, an id or a function; None: the same as `env`.
+
+    Attributes:
+      name: see env_name.
+      backend: of training, "envpool" or "gymnasium".
+      given: whether `env` is a vector environment.
+
+    Raises:
+      UsageError: there is no such environment, its backend is not installed, or settings do not go with what is given.
+    """
+
+    def __init__(self, config: EnvironmentConfig, env: Any = None, eval_env: Any = None):
+        self._config = config
+        self._env = config.env if env is None else env
+        self._eval_env = (None if _is_given(env) else self._env) if eval_env is None else eval_env
+        if _is_given(eval_env):
+            raise UsageError(f"--eval_env={env_name(eval_env)}: a vector environment; pass an id or a function")
+        self._settings = options.keywords("env_options", config.env_options)
+        self._wrappers = options.wrappers("wrappers", config.wrappers)
+        self.name, self.given = env_name(self._env), _is_given(self._env)
+        self._check_settings()
+        if _is_given(self._env):
+            _check_given(config, self._env, self.name)
+        self.backend = self._backend_of(self._env)
+        if self._eval_env is not None:
+            self._backend_of(self._eval_env)
+
+    def training(self, seed: int) -> VectorEnv:
+        """config.num_envs environments; environment b has the seed seed + b.
+
+        A given vector environment of gymnasium is reset with this seed; one of EnvPool keeps the seeds it has.
+
+        Raises:
+          UsageError: they cannot be made as asked for.
+          EnvironmentFailure: one raised while it was made.
+        """
+        backend = self._given(seed) if _is_given(self._env) else self._make(self._env, self._config.num_envs, seed)
+        return VectorEnv(backend, self._config.stagger)
+
+    def evaluation(self, num_envs: int, seed: int, render_mode: str | None = None, video_dir: str = "") -> VectorEnv:
+        """`num_envs` environments to evaluate in; environment b has the seed seed + b.
+
+        Args:
+          num_envs: B.
+          seed: see above.
+          render_mode: of gymnasium, which then serves: "human" shows the episodes, "rgb_array" lets them be recorded.
+          video_dir: where every episode is recorded; empty: none is.
+
+        Raises:
+          UsageError: they cannot be made as asked for, or a vector environment was given and nothing to evaluate in.
+          EnvironmentFailure: one raised while it was made.
+        """
+        if self._eval_env is None:
+            raise UsageError(f"--env={self.name}: a vector environment cannot be evaluated in; pass eval_env, too")
+        return VectorEnv(self._make(self._eval_env, num_envs, seed, render_mode, video_dir))
+
+    def probe(self) -> VectorEnv:
+        """One environment to look at; of a given vector environment itself, neither reset nor stepped.
+
+        Raises:
+          UsageError: it cannot be made as asked for.
+          EnvironmentFailure: it raised while it was made.
+        """
+        if _is_given(self._env):
+            return VectorEnv(self._given(0))
+        return VectorEnv(self._make(self._env, 1, 0, alone=True))
+
+    def _check_settings(self) -> None:
+        config, given = self._config, _is_given(self._env)
+        if _OURS & self._settings.keys():
+            ours = ", ".join(sorted(_OURS & self._settings.keys()))
+            raise UsageError(f"--env_options={config.env_options}: {ours} is not to be set")
+        if self._settings and not (isinstance(self._env, str) or isinstance(self._eval_env, str)):
+            raise UsageError(
+                f"--env_options={config.env_options}: goes with an id; {self.name} takes what it needs itself"
+            )
+        if self._wrappers and given:
+            raise UsageError(
+                f"--wrappers={config.wrappers}: {self.name} is a vector environment; wrap what it is made of"
+            )
+        if self._wrappers and config.env_backend == "envpool":
+            raise UsageError(
+                f"--wrappers={config.wrappers}: wrappers are gymnasium's; --env_backend=gymnasium takes them"
+            )
+        if not config.env_processes:
+            return
+        if given:
+            raise UsageError(f"--env_processes: {self.name} is a vector environment; pass an id or a function instead")
+        if config.env_backend == "envpool":
+            raise UsageError("--env_processes: EnvPool has threads of its own; --env_backend=gymnasium takes processes")
+        if not processes.available():
+            raise UsageError("--env_processes: this system has no forkserver, which starts them")
+
+    def _backend_of(self, env: Any, watched: bool = False) -> str:
+        """Which backend serves an id, a function or a given vector environment.
+
+        watched: shown or recorded, which is gymnasium's.
+        """
+        config = self._config
+        if isinstance(env, str):
+            needs = "--env_processes" if config.env_processes else "--wrappers" if self._wrappers else ""
+            if needs and config.env_backend == "auto" and env not in gym.registry and env in envpool.ids():
+                raise UsageError(f"--env={env}: EnvPool has it and gymnasium does not, whose {needs} is")
+            asked = "gymnasium" if needs or watched else config.env_backend
+            with _named(env):
+                return resolve_backend(env, asked, config.allow_env_module)
+        serves = "envpool" if envpool.is_pool(env) else "gymnasium"
+        if config.env_backend not in ("auto", serves):
+            raise UsageError(f"--env_backend={config.env_backend}: {env_name(env)} is {serves}'s; leave it at auto")
+        return serves
+
+    def _given(self, seed: int) -> Backend:
+        if envpool.is_pool(self._env):
+            return envpool.given(self._env, self.name)
+        return gymnasium.given(self._env, self.name, seed)
+
+    def _make(
+        self,
+        env: str | Callable[[], gym.Env],
+        num_envs: int,
+        seed: int,
+        render_mode: str | None = None,
+        video_dir: str = "",
+        alone: bool = False,
+    ) -> Backend:
+        """Fresh environments of an id or a function. alone: in this process, whatever the configuration says."""
+        watched, name = bool(render_mode or video_dir), env_name(env)
+        serves = self._backend_of(env, watched)
+        settings = self._settings if isinstance(env, str) else {}
+        with _named(name), self._options_named(settings, serves), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*precision lowered.*")
+            if serves == "envpool":
+                return envpool.make(name, num_envs, seed, self._config.env_threads, settings)
+            make = single_env.by_id(env, settings, render_mode) if isinstance(env, str) else env
+            prepared = single_env.Prepared(make, name, seed, self._wrappers, render_mode, video_dir)
+            in_processes = self._config.env_processes and not (watched or alone)
+            return gymnasium.make(prepared, name, num_envs, seed, in_processes)
+
+    @contextlib.contextmanager
+    def _options_named(self, settings: dict[str, Any], serves: str) -> Iterator[None]:
+        """Says that options are to blame, where there are any and making the environments failed."""
+        try:
+            yield
+        except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            if not settings or isinstance(error, Error):
+                raise
+            theirs = "; those of EnvPool are not gymnasium's, which --env_backend=gymnasium takes"
+            hint = theirs if serves == "envpool" else ""
+            raise UsageError(f"--env_options={self._config.env_options}: {first_line(error)}{hint}") from error
+
+
+def env_name(env: Any) -> str:
+    """What to call an environment: its id, module:qualname of a function, or the id in the spec of an object."""
+    if isinstance(env, str):
+        return env
+    if envpool.is_pool(env):
+        return envpool.pool_name(env)
+    if isinstance(env, gym.vector.VectorEnv):
+        return gymnasium.vector_name(env)
+    if isinstance(env, gym.Env):
+        return env.spec.id if env.spec else type(env).__name__
+    function = getattr(env, "func", env)  # of a functools.partial
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _is_given(env: Any) -> bool:
+    """Whether it is a vector environment that somebody made.
+
+    Raises:
+      UsageError: it is neither that, nor an id, nor a function.
+    """
+    if env is None or isinstance(env, str):
+        return False
+    if envpool.is_pool(env) or isinstance(env, gym.vector.VectorEnv):
+        return True
+    if isinstance(env, gym.Env) or not callable(env):
+        raise UsageError(
+            f"--env={env_name(env)}: is neither an id, nor a function that makes a gymnasium.Env, nor a vector "
+            "environment; pass one of these"
+        )
+    return False
+
+
+def _check_given(config: EnvironmentConfig, env: Any, name: str) -> None:
+    backend = envpool.given(env, name) if envpool.is_pool(env) else gymnasium.given(env, name, 0)
+    if backend.num_envs != config.num_envs:
+        raise UsageError(f"--num_envs={config.num_envs}: {name} has {backend.num_envs} environments; must be the same")
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Names the environment in whatever is raised while it is looked for and made."""
+    try:
+        yield
+    except (gym.error.Error, ImportError) as error:
+        raise UsageError(f"--env={name}: {first_line(error)}") from error
+    except Error:
+        raise
+    except (Exception, SystemExit) as error:
+        raise EnvironmentFailure(
+            f"environment failed: {type(error).__name__}: {first_line(error)} (--env={name}, while it was made)"
+        ) from error

@@ -1,0 +1,61 @@
+"""A policy that acts some updates behind the one that learns, to study staleness."""
+
+import collections
+
+import numpy as np
+
+from trpo_tf.rollout.sources import RolloutSource, Weights
+from trpo_tf.types import Rollout
+
+
+class LaggingSource:
+    """Hands versions on `lag` updates late; until there are as many, the first one acts.
+
+    Args:
+      source: makes the rollouts.
+      lag: >= 1.
+    """
+
+    def __init__(self, source: RolloutSource, lag: int):
+        self._source = source
+        self._past: collections.deque[tuple[int, Weights]] = collections.deque(maxlen=lag + 1)
+
+    def publish(self, version: int, weights: Weights) -> None:
+        """As RolloutSource says; a version published again, after a failure, is kept once."""
+        if not self._past or self._past[-1][0] != version:
+            self._past.append((version, weights))
+        self._source.publish(*self._past[0])
+
+    def next(self) -> Rollout:
+        """As RolloutSource says."""
+        return self._source.next()
+
+    def work_ahead(self) -> None:
+        """As RolloutSource says."""
+        self._source.work_ahead()
+
+    def renew(self, update: int) -> None:
+        """As RolloutSource says."""
+        self._source.renew(update)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """As RolloutSource says."""
+        arrays = {f"source/{name}": x for name, x in self._source.state().items()}
+        for k, (version, weights) in enumerate(self._past):
+            arrays[f"past/{k}/version"] = np.array(version)
+            arrays |= {f"past/{k}/weights/{name}": x for name, x in weights.items()}
+        return arrays
+
+    def restore(self, state: dict[str, np.ndarray]) -> bool:
+        """As RolloutSource says."""
+        self._past.clear()
+        while (prefix := f"past/{len(self._past)}/") + "version" in state:
+            theirs = f"{prefix}weights/"
+            weights = {name.removeprefix(theirs): x for name, x in state.items() if name.startswith(theirs)}
+            self._past.append((int(state[f"{prefix}version"]), weights))
+        inner = {name.removeprefix("source/"): x for name, x in state.items() if name.startswith("source/")}
+        return self._source.restore(inner)
+
+    def close(self) -> None:
+        """As RolloutSource says."""
+        self._source.close()

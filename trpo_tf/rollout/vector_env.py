@@ -1,0 +1,155 @@
+"""Environments stepped together, with one meaning of every transition whatever backend steps them."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trpo_tf.errors import EnvironmentFailure, Error, first_line
+from trpo_tf.rollout.backends.base import Backend
+
+_NEVER = np.iinfo(np.int64).max
+
+
+class EnvStep(NamedTuple):
+    """One time step of B environments."""
+
+    obs: dict[str, np.ndarray]  # [B, ...] each, after the step; by the names of acting/spaces.py
+    reward: np.ndarray  # [B] float32, 0 where mask is 0
+    terminated: np.ndarray  # [B] bool
+    truncated: np.ndarray  # [B] bool, never together with terminated
+    mask: np.ndarray  # [B] float32, 0 on reset rows
+
+
+class Episodes(NamedTuple):
+    """Whole episodes that ended; those cut to spread the phases are not among them."""
+
+    returns: list[float]  # undiscounted
+    lengths: list[int]
+
+
+class VectorEnv:
+    """B environments that start at once, with masks, episode statistics and spread phases.
+
+    With `stagger`, the first episode of environment b is cut (truncated) after (b + 1) / B of the time limit, so that a
+    batch holds every phase of episodes of fixed length rather than one slice.
+
+    Args:
+      backend: fresh environments; closed with this.
+      stagger: see above; without effect where the backend knows no time limit.
+
+    Attributes:
+      backend: name of the backend, "envpool" or "gymnasium".
+      num_envs: B.
+      observation_space, action_space: of one environment.
+    """
+
+    def __init__(self, backend: Backend, stagger: bool = False):
+        self._backend = backend
+        self._foreign = _Foreign(backend.env_name)
+        self.backend = backend.name
+        self.num_envs = backend.num_envs
+        self.observation_space = backend.observation_space
+        self.action_space = backend.action_space
+        self._length = np.zeros(self.num_envs, np.int64)
+        self._return = np.zeros(self.num_envs, np.float64)
+        self._ended = np.zeros(self.num_envs, bool)
+        self._cut = np.zeros(self.num_envs, bool)
+        self._cut_at = np.full(self.num_envs, _NEVER)
+        limit = backend.max_episode_steps
+        if stagger and limit:
+            self._cut_at = -(-limit * np.arange(1, self.num_envs + 1) // self.num_envs)
+        self._quiet = int(self._cut_at.min())  # below that many steps from now, nothing is to be cut or reset
+        self._all_valid = np.ones(self.num_envs, np.float32)
+        self._all_valid.flags.writeable = False
+        self._episodes = Episodes([], [])
+
+    def reset(self) -> dict[str, np.ndarray]:
+        """Starts every environment; once, before the first step. Returns obs [B, ...] each.
+
+        Raises:
+          EnvironmentFailure: an environment raised, or its process died.
+        """
+        with self._foreign:
+            return self._backend.reset()
+
+    def step(self, action: Any) -> EnvStep:
+        """Steps all environments with actions [B, ...], in the structure of the action space.
+
+        Raises:
+          EnvironmentFailure: an environment raised, or its process died.
+          UsageError: the environment was written for an older API, or the actions have another shape.
+        """
+        with self._foreign:
+            obs, reward, terminated, truncated = self._backend.step(action)
+        self._quiet -= 1
+        if self._quiet > 0 and not (terminated | truncated).any():
+            self._length += 1
+            self._return += _finite(reward)
+            return EnvStep(obs, reward.astype(np.float32, copy=False), terminated, truncated, self._all_valid)
+        valid = ~self._ended
+        if self._cut.any():  # their step was one more of the episode cut before; now comes the reset
+            obs = self._reset_cut(obs)
+        if self._ended.any():
+            reward, terminated, truncated = np.where(valid, reward, 0.0), terminated & valid, truncated & valid
+        truncated = truncated & ~terminated
+        self._length += valid
+        self._return += _finite(reward)
+        ended = terminated | truncated
+        self._cut = valid & ~ended & (self._length >= self._cut_at)
+        self._ended = ended | self._cut
+        self._quiet = int((self._cut_at - self._length).min())
+        if self._ended.any():
+            self._quiet = 0
+            self._finish(np.flatnonzero(ended), np.flatnonzero(self._ended))
+        return EnvStep(obs, reward.astype(np.float32), terminated, truncated | self._cut, valid.astype(np.float32))
+
+    def _reset_cut(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """obs [B, ...] with first observations where the episode was cut at the step before."""
+        ids = np.flatnonzero(self._cut)
+        with self._foreign:
+            first = self._backend.reset_at(ids)
+        obs = {name: np.array(x) for name, x in obs.items()}
+        for name, x in obs.items():
+            x[ids] = first[name]
+        return obs
+
+    def _finish(self, whole: np.ndarray, over: np.ndarray) -> None:
+        self._episodes.returns.extend(self._return[whole].tolist())
+        self._episodes.lengths.extend(self._length[whole].tolist())
+        self._length[over] = 0
+        self._return[over] = 0.0
+        self._cut_at[over] = _NEVER
+
+    def pop_episodes(self) -> Episodes:
+        """The whole episodes that ended since the last call."""
+        done, self._episodes = self._episodes, Episodes([], [])
+        return done
+
+    def close(self) -> None:
+        """Frees the environments; warns where that fails, since nothing depends on it any more."""
+        try:
+            with self._foreign:
+                self._backend.close()
+        except Error as error:
+            warnings.warn(f"closing: {error}", RuntimeWarning, stacklevel=2)
+
+
+class _Foreign:
+    """Names the environment in whatever it raises; SystemExit, too, is its failure and not the program's end."""
+
+    def __init__(self, env_name: str):
+        self._name = env_name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, Exception | SystemExit) and not isinstance(error, Error):
+            raise EnvironmentFailure(
+                f"environment failed: {type(error).__name__}: {first_line(error)} (--env={self._name})"
+            ) from error
+
+
+def _finite(reward: np.ndarray) -> np.ndarray:
+    return reward if np.isfinite(reward.sum()) else np.nan_to_num(reward, posinf=0.0, neginf=0.0)

@@ -1,0 +1,1 @@
+"""What is logged of a run: metrics, declared once, and where they go."""
