@@ -302,7 +302,9 @@ def test_processes_start_while_other_threads_multiply_matrices():
     for thread in threads:
         thread.start()
     try:
-        started().close()
+        envs = started()
+        assert np.isfinite(step(envs).reward).all()
+        envs.close()
     finally:
         done.set()
         for thread in threads:
