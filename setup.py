@@ -19,7 +19,9 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
-        "envpool>=1.2.5; sys_platform == 'linux'",
+        "envpool>=1.2.5; sys_platform == 'linux' or (sys_platform == 'darwin' and platform_machine == 'arm64') "
+        "or (sys_platform == 'win32' and platform_machine == 'AMD64')",  # where it has wheels
+        "filelock>=3.20.3",  # the first that opens no lock through a symbolic link
         "gymnasium[mujoco,classic-control]>=1.2",
         "keras>=3.13.2",
         "matplotlib>=3.8",

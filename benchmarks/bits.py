@@ -83,7 +83,7 @@ def hashes(kind: str) -> dict[str, str]:
             check=True,
         )
         run = Path(directory) / "run"
-        path = run / "checkpoints" / f"update_{UPDATES:09d}" / "state.safetensors"
+        [path] = (run / "checkpoints" / f"update_{UPDATES:09d}").glob("state*.safetensors")
         arrays = safetensors.numpy.load(path.read_bytes())
         with open(run / "progress.csv", encoding="utf-8") as file:
             table = list(csv.DictReader(file))[:UPDATES]

@@ -2,16 +2,19 @@
 
     python export/check.py MODEL_DIR [--requests=64]
 
-MODEL_DIR is one version, the directory that holds saved_model.pb. The model runs in TensorFlow's session loader, as it
-does in TF Serving. This file stands alone: it needs tensorflow and nothing of trpo_tf.
+MODEL_DIR is one version, the directory that holds saved_model.pb. The rules of safety come first and read the files
+only. Where one of them fails, nothing of the model is loaded or run. Otherwise the model runs in TensorFlow's session
+loader, as it does in TF Serving. This file stands alone: it needs tensorflow and nothing of trpo_tf.
 
 Exit status: 0 every rule holds, 1 a rule fails, 2 there is no SavedModel.
 """
 
 import hashlib
 import json
+import math
 import os
 import re
+import stat
 import sys
 from pathlib import Path
 
@@ -38,7 +41,9 @@ SIGNATURES = {  # inputs besides the observation, outputs besides the action
     "distribution": ((), ("valid",)),
 }
 NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
-TYPES = {tf.float32, tf.int8, tf.uint8, tf.int16, tf.int32, tf.int64, tf.bool, tf.string}  # JSON can state them
+TYPES = {  # JSON can state them
+    tf.float32, tf.float64, tf.int8, tf.uint8, tf.int16, tf.int32, tf.int64, tf.bool, tf.string
+}  # fmt: skip
 FORBIDDEN = {  # besides the operations that TensorFlow calls stateful, of which ALLOWED are the exceptions
     "runs Python, which a server does not have": {"PyFunc", "PyFuncStateless", "EagerPyFunc", "NumpyFunction"},
     "reads files": {"ReadFile", "MatchingFiles"},
@@ -47,6 +52,21 @@ ALLOWED = {
     "Assert", "Case", "If", "PartitionedCall", "Placeholder", "PlaceholderWithDefault", "ReadVariableOp",
     "StatefulPartitionedCall", "VarHandleOp", "VarIsInitializedOp", "While",
 }  # fmt: skip
+# Operations that reach outside of the process or run code, whether TensorFlow calls them stateful or not.
+OUTSIDE = re.compile(
+    "Py|File|Dataset|Iterator|Reader|Debug|Summary|Print|Lmdb|Sql|Rpc|Remote|Collective|TPU|Tpu|Dump|InitializeTable"
+    "|CustomCall|CopyHost|DecodeProto|EncodeProto"
+)
+# Operations whose state is the process's own. That answers depend on it is another rule.
+HARMLESS = re.compile(
+    "Assign(Add|Sub|)VariableOp|Resource(Scatter|Gather)[A-Za-z]*|VariableShape|DestroyResourceOp|StatelessRandomGetAlg"
+    "|DisableCopyOnRead|(Random|Truncated|Stateful|Parameterized|Multinomial)[A-Za-z0-9]*|TensorArray[A-Za-z0-9]*|TensorList[A-Za-z]*"
+)
+SAVER = {"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"}
+SUFFIXES = {b"", b".part", b"_temp/part"}  # of the saver's file names
+OBJECTS = {"user_object", "variable", "function", "bare_concrete_function", "constant", "captured_tensor"}
+LARGEST = {"saved_model.pb": 256 << 20, "policy.json": 16 << 20, "tf_serving_warmup_requests": 256 << 20}  # bytes
+LARGEST_TENSOR = 64 << 20  # bytes, of a warm-up request
 METADATA = (
     "env", "observation_space", "action_space", "algorithm", "flags", "seed", "env_steps", "evaluation", "versions",
     "signatures",
@@ -77,7 +97,11 @@ class Model:
 
     def __init__(self, path: Path, rows: int):
         self.path, self.rows = path, rows
-        meta_graph, *_ = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes()).meta_graphs
+        file = path / "saved_model.pb"
+        if not stat.S_ISREG(file.lstat().st_mode) or file.stat().st_size > LARGEST[file.name]:
+            raise OSError(f"{file} is no plain file of at most {LARGEST[file.name]} bytes")
+        self.saved_model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+        self.meta_graph = meta_graph = self.saved_model.meta_graphs[0]
         self.graph_def = meta_graph.graph_def
         self.signatures = {k: v for k, v in meta_graph.signature_def.items() if not k.startswith("__")}
         self._initialisation = meta_graph.signature_def.get("__saved_model_init_op")
@@ -159,9 +183,122 @@ class Model:
         return max(found, key=lambda inputs: max(map(len, inputs.values())), default={})
 
 
+def the_files_are_plain(model):
+    """Files and directories only, no links, none larger than it can be; variables are no larger than their files."""
+    for path in model.path.rglob("*"):
+        mode, size = path.lstat().st_mode, path.lstat().st_size
+        name = path.relative_to(model.path)
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise Failed(f"{name} is neither a file nor a directory")
+        if size > LARGEST.get(path.name, size):
+            raise Failed(f"{name} has {size} bytes; it may have {LARGEST[path.name]}")
+    folder = model.path / "variables"
+    if (folder / "variables.index").exists():
+        reader = tf.train.load_checkpoint(str(folder / "variables"))
+        types = reader.get_variable_to_dtype_map()
+        claimed = sum(math.prod(shape) * types[name].size for name, shape in reader.get_variable_to_shape_map().items())
+        there = sum(path.stat().st_size for path in folder.glob("variables.data-*"))
+        if claimed > there:
+            raise Failed(f"variables of {claimed} bytes are said to be in files of {there}")
+
+
+def the_file_holds_one_graph_and_nothing_beside_it(model):
+    """One graph, to be served; no assets; no collection but the initialisation; only objects of known kinds."""
+    graphs = model.saved_model.meta_graphs
+    if len(graphs) != 1 or list(graphs[0].meta_info_def.tags) != ["serve"]:
+        raise Failed(f"it has the graphs {[list(graph.meta_info_def.tags) for graph in graphs]}, not just ['serve']")
+    if graphs[0].asset_file_def:
+        raise Failed(f"it has the asset {graphs[0].asset_file_def[0].filename!r}")
+    if odd := sorted(graphs[0].collection_def.keys() - {"saved_model_main_op"}):
+        raise Failed(f"it has the collection {odd[0]!r}")
+    for node in graphs[0].object_graph_def.nodes:
+        if node.WhichOneof("kind") not in OBJECTS:
+            raise Failed(f"it has an object of kind {node.WhichOneof('kind')}")
+
+
+def no_operation_reaches_outside(model):
+    """No operation in the file runs Python or touches files, network or terminal, used or not.
+
+    Besides the saver: one function that saves and one that restores, called once each, on the file names that a loader
+    gives.
+    """
+    savers = _saver_functions(model)
+    for function in [None, *model.functions.values()]:
+        own = function is not None and function.signature.name in savers
+        for node in function.node_def if function is not None else model.graph_def.node:
+            known = op_def_registry.get(node.op)
+            if known is None and node.op not in model.functions:
+                raise Failed(f"{node.op} is unknown")
+            stateful = known is not None and known.is_stateful and node.op not in ALLOWED
+            if own and node.op in SAVER:
+                _check_file_names(function, node)
+            elif node.op in SAVER or OUTSIDE.search(node.op) or (stateful and not HARMLESS.fullmatch(node.op)):
+                where = f"the function {function.signature.name}" if function is not None else "the graph"
+                raise Failed(f"{node.op} in {where} reaches outside of the model")
+
+
+def _saver_functions(model) -> set[str]:
+    """Names of the functions that save and restore.
+
+    Raises:
+      Failed: the saver has another form than TensorFlow's, or its functions are called from elsewhere, too.
+    """
+    saver, by_name = model.meta_graph.saver_def, {node.name: node for node in model.graph_def.node}
+    if not saver.restore_op_name:
+        return set()
+    placeholder, functions = saver.filename_tensor_name.partition(":")[0], set()
+    for name in (saver.save_tensor_name.partition(":")[0], saver.restore_op_name):
+        node = by_name.get(name)
+        function = (
+            node.attr["f"].func.name
+            if node is not None and node.op in ("StatefulPartitionedCall", "PartitionedCall")
+            else ""
+        )
+        if function not in model.functions or not node.input or node.input[0] != placeholder:
+            raise Failed(f"the saver's {name or 'operation'} calls no function of the file name")
+        functions.add(function)
+    if by_name.get(placeholder) is None or by_name[placeholder].op not in ("Placeholder", "PlaceholderWithDefault"):
+        raise Failed("the saver's file name is not given by the loader")
+    nodes = [*model.graph_def.node, *(node for f in model.functions.values() for node in f.node_def)]
+    calls = [name for node in nodes for value in node.attr.values() for name in _named(value)]
+    calls += [node.op for node in nodes if node.op in model.functions]
+    if any(calls.count(function) != 1 for function in functions):
+        raise Failed("the saver's functions are called from elsewhere, too")
+    return functions
+
+
+def _named(value) -> list[str]:
+    """Names of the functions in an attribute."""
+    names = [found.name for found in (value.func, *value.list.func) if found.name]
+    inside = (part for found in (value.func, *value.list.func) for part in found.attr.values())
+    return names + [name for part in inside for name in _named(part)]
+
+
+def _check_file_names(function, node) -> None:
+    """Raises Failed unless the file names of a saver's operation come from the function's first argument."""
+    nodes, first = {n.name: n for n in function.node_def}, function.signature.input_arg[0].name
+    waiting = list(node.input[:2] if node.op == "MergeV2Checkpoints" else node.input[:1])
+    given = False
+    while waiting:
+        name = waiting.pop().partition(":")[0]
+        source = nodes.get(name)
+        if name == first:
+            given = True
+        elif source is not None and source.op in ("Identity", "StringJoin", "ShardedFilename", "Pack"):
+            waiting += [
+                x for x in source.input[: 1 if source.op == "ShardedFilename" else None] if not x.startswith("^")
+            ]
+        elif source is not None and source.op == "Select":
+            waiting += source.input[1:3]
+        elif source is None or source.op != "Const" or set(source.attr["value"].tensor.string_val) - SUFFIXES:
+            raise Failed(f"{node.op} takes a file name that the loader did not give")
+    if not given:
+        raise Failed(f"{node.op} takes a file name that the loader did not give")
+
+
 def the_directory_is_a_number(model):
     """A server skips other directories, and serves the greatest number."""
-    if not model.path.name.isdigit():
+    if not re.fullmatch("0|[1-9][0-9]{0,18}", model.path.name):
         raise Failed(f"it is called {model.path.name}; rename it to a whole number")
 
 
@@ -373,7 +510,9 @@ def answers_are_those_of_the_export(model):
         _same(signature, recorded, model.run(signature, inputs), "as recorded at the export")
 
 
+SAFETY = [the_files_are_plain, the_file_holds_one_graph_and_nothing_beside_it, no_operation_reaches_outside]
 RULES = [
+    *SAFETY,
     the_directory_is_a_number,
     the_signatures_are_there,
     every_tensor_is_a_batch,
@@ -388,6 +527,16 @@ RULES = [
     warm_up_requests_run,
     answers_are_those_of_the_export,
 ]
+# They load variables or run the model, so they are left out where a rule of safety fails.
+RUN = {
+    variables_are_stored_once,
+    every_signature_answers,
+    any_request_gets_finite_actions,
+    answers_do_not_depend_on_the_batch,
+    equal_requests_get_equal_answers,
+    warm_up_requests_run,
+    answers_are_those_of_the_export,
+}
 
 
 def _actions(model) -> list[str]:
@@ -438,10 +587,22 @@ def _warm_up(path: Path):
         raise Failed(f"{len(logs)} warm-up requests; a server takes 1 to 1000")
     for log in logs:
         tensors = [
-            {tensor.key: tf.make_ndarray(tensor_pb2.TensorProto.FromString(tensor.value)) for tensor in found}
+            {tensor.key: _array(tensor_pb2.TensorProto.FromString(tensor.value)) for tensor in found}
             for found in (log.request.inputs, log.response.outputs)
         ]
         yield log.request.model_spec.signature_name or "serving_default", *tensors
+
+
+def _array(proto: tensor_pb2.TensorProto) -> np.ndarray:
+    """A tensor as an array. It may state one number for all entries of any shape.
+
+    Raises:
+      Failed: it is too large.
+    """
+    sizes = [d.size for d in proto.tensor_shape.dim]
+    if min(sizes, default=0) < 0 or math.prod(sizes) * tf.as_dtype(proto.dtype).size > LARGEST_TENSOR:
+        raise Failed(f"a warm-up request has a tensor of shape {sizes[:8]}")
+    return tf.make_ndarray(proto)
 
 
 _MESSAGES = {  # fields as name, number, type, of tensorflow_serving/apis/{prediction_log,predict,model}.proto
@@ -492,16 +653,26 @@ def check(path: Path, rows: int = 64, rules=RULES) -> dict[str, str]:
       OSError: there is no saved_model.pb, or it cannot be read.
       google.protobuf.message.DecodeError: it is not one.
     """
-    model, reasons = Model(path, rows), {}
+    model = Model(path, rows)
+    unsafe = {rule: reason for rule in SAFETY if (reason := _reason(rule, model))}
+    reasons = {}
     for rule in rules:
-        try:
-            rule(model)
-            reasons[rule.__name__] = ""
-        except Failed as failed:
-            reasons[rule.__name__] = str(failed)
-        except Exception as error:  # a model on which a rule cannot be evaluated fails it
-            reasons[rule.__name__] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if unsafe and rule in RUN:
+            reasons[rule.__name__] = f"not run: it is false that {next(iter(unsafe)).__name__.replace('_', ' ')}"
+        else:
+            reasons[rule.__name__] = unsafe.get(rule, "") if rule in SAFETY else _reason(rule, model)
     return reasons
+
+
+def _reason(rule, model) -> str:
+    """Why a rule fails; empty where it holds."""
+    try:
+        rule(model)
+    except Failed as failed:
+        return str(failed)
+    except Exception as error:  # a model on which a rule cannot be evaluated fails it
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return ""
 
 
 def main(argv):
@@ -518,7 +689,8 @@ def main(argv):
     width = max(map(len, reasons))
     for rule, reason in reasons.items():
         print(f"{'FAILED' if reason else 'ok':<6}  {rule.replace('_', ' '):<{width}}  {reason}".rstrip())
-    print(f"fingerprint {fingerprint(path)}")
+    if not reasons["the_files_are_plain"]:
+        print(f"fingerprint {fingerprint(path)}")
     return 1 if any(reasons.values()) else 0
 
 

@@ -32,6 +32,8 @@ TINY = {
     "eval_every": 4,
     "xla": "off",
 }
+# What trpo_tf.TRPO takes of it beside the environment; the rest is the training command's.
+SMALL = {name: value for name, value in TINY.items() if name != "env" and "eval" not in name}
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Exported policies for the tests, and what every signature of one has to answer."""
 
+import json
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -29,6 +30,7 @@ CASES = {
     "gaussian": ("box", "box", {}),
     "rescaled": ("box", "box", {"rescale_action": True}),
     "matrix": ("matrix_of_doubles", "unbounded_matrix", {"normalize_obs": False}),
+    "times": ("times", "box", {}),
     "categorical": ("box", "discrete", {}),
     "discrete": ("discrete", "discrete", {}),
     "hybrid": ("tuple", "dict", {"layer_norm": True}),
@@ -39,7 +41,7 @@ CASES = {
     "squashed": ("bytes", "squashed", {}),
     "masked": ("masked", "dict", {}),
 }
-SLOWER = ("rescaled", "matrix", "squashed", "memory", "discrete", "beta", "masked")
+SLOWER = ("rescaled", "matrix", "squashed", "memory", "discrete", "beta", "masked", "times")
 MASKED = gym.spaces.Dict({"x": OBSERVATIONS["box"], "action_mask": gym.spaces.MultiBinary(7)})
 
 
@@ -84,7 +86,7 @@ def live(policy, obs):
 
 def requests(exported) -> dict[str, dict[str, np.ndarray]]:
     """Inputs of every signature; the raw actions are drawn by the policy itself."""
-    policy, obs, _ = exported
+    policy, obs, path = exported
     rows = len(next(iter(obs.values())))
     _, params, _ = live(policy, obs)
     raw = policy.distribution.draw(params, policy.distribution.noise([rows], [0, 1])).numpy()
@@ -95,7 +97,12 @@ def requests(exported) -> dict[str, dict[str, np.ndarray]]:
         "evaluate": obs | {"raw_action": raw},
         "distribution": obs,
     }
-    return wanted | ({"initial_state": {"batch": np.arange(rows, dtype=np.int32)}} if policy.states else {})
+    wanted |= {"initial_state": {"batch": np.arange(rows, dtype=np.int32)}} if policy.states else {}
+    told = json.loads((path / saved_model.METADATA).read_text())["signatures"]
+    return {
+        signature: {name: x.astype(told[signature]["inputs"][name]["dtype"]) for name, x in inputs.items()}
+        for signature, inputs in wanted.items()
+    }
 
 
 def answers(exported, asked, sampled_action) -> dict[str, dict[str, np.ndarray]]:

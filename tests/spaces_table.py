@@ -8,6 +8,7 @@ from trpo_tf.acting.encoders import MASK, TAKEN
 
 BOX = gym.spaces.Box(np.array([-2.0, -1.0], np.float32), np.array([2.0, 0.5], np.float32))
 UNBOUNDED = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+WHOLE, DOUBLES = gym.spaces.Box(-3, 7, (2,), np.int16), gym.spaces.Box(0.1, 0.7, (1,), np.float64)
 HYBRID = gym.spaces.Dict(
     {"Move to": gym.spaces.Box(-1, 1, (2,)), "grip": gym.spaces.Discrete(2), "tools": gym.spaces.MultiDiscrete([2, 3])}
 )
@@ -23,12 +24,13 @@ ACTIONS = {
     "multi_discrete": (gym.spaces.MultiDiscrete([2, 4, 3], start=[1, 0, -5]), {}),
     "multi_binary": (gym.spaces.MultiBinary((2, 2)), {}),
     "dict": (HYBRID, {}),
-    "tuple": (gym.spaces.Tuple((gym.spaces.Discrete(3), BOX, gym.spaces.MultiBinary(2))), {}),
+    "tuple": (gym.spaces.Tuple((gym.spaces.Discrete(3), BOX, gym.spaces.MultiBinary(2), WHOLE, DOUBLES)), {}),
 }
 NUMBERS = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
 OBSERVATIONS = {
     "box": NUMBERS,
     "matrix_of_doubles": gym.spaces.Box(-5, 5, (2, 2), np.float64),
+    "times": gym.spaces.Box(1_700_000_000, 1_700_000_009, (3,), np.int64),
     "bytes": gym.spaces.Box(0, 255, (6,), np.uint8),
     "discrete": gym.spaces.Discrete(5, start=2),
     "multi_discrete": gym.spaces.MultiDiscrete([2, 5]),

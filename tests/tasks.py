@@ -117,6 +117,40 @@ class PositionCartPole(gym.ObservationWrapper):
         return observation[[0, 2]]
 
 
-for task in (MaskedInObservation, MaskedInInfo, Choices, Bits, Hybrid, PositionCartPole):
+class Offset(_Bandit):
+    """A point for the sign of an odd number from -7 to 7, seen `offset` away: Unix time, where that is 1.7e9."""
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, offset=1.7e9, dtype=np.float64, render_mode=None):
+        self._offset = offset
+        self.observation_space = gym.spaces.Box(-(2**40), 2**40, (1,), dtype)
+
+    def _draw(self):
+        self._number = 2 * int(self.np_random.integers(-4, 4)) + 1
+        return np.array([self._offset + self._number], self.observation_space.dtype)
+
+    def _reward(self, action):
+        return action == (self._number > 0)
+
+
+class Burst(PositionCartPole):
+    """CartPole-v1 whose environments all pay 1e38 in every step from the `first` to the `last` of their lives."""
+
+    def __init__(self, first=128, last=330, render_mode=None):
+        super().__init__(render_mode)
+        self._first, self._last, self._steps = first, last, 0
+
+    def step(self, action):
+        self._steps += 1
+        obs, reward, *rest = super().step(action)
+        return obs, 1e38 if self._first <= self._steps < self._last else reward, *rest
+
+
+for task in (Offset, Burst, MaskedInObservation, MaskedInInfo, Choices, Bits, Hybrid, PositionCartPole):
     if f"{task.__name__}-v0" not in gym.registry:
         gym.register(f"{task.__name__}-v0", task, disable_env_checker=True)
+
+for name, settings in {"OffsetInt": {"dtype": np.int64}, "OffsetNone": {"offset": 0.0}}.items():
+    if f"{name}-v0" not in gym.registry:
+        gym.register(f"{name}-v0", Offset, disable_env_checker=True, kwargs=settings)

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 import trpo_tf
-from tests.conftest import TINY
+from tests.conftest import SMALL, TINY
 from tests.rollout import counting  # noqa: F401, registers its environments
 from trpo_tf.config import settings
-
-SMALL = {name: value for name, value in TINY.items() if name != "env"}
+from trpo_tf.run import checkpoint
 
 
 def cartpole():
@@ -161,6 +160,42 @@ def test_a_warm_start_takes_over_networks_and_normaliser_and_begins_anew(tmp_pat
         first.save(tmp_path)
 
 
+def test_a_save_that_was_killed_is_taken_up_and_saved_over(tmp_path):
+    agent = trpo_tf.TRPO("CartPole-v1", **SMALL)
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / ".state.0123456789abcdef.safetensors.tmp").write_text("")
+    agent.save(tmp_path / "agent")
+    (tmp_path / "agent").rename(tmp_path / ".agent.old")  # where an older version was killed between two renames
+    again = trpo_tf.TRPO.load(tmp_path / "agent")
+    assert weights(again) == weights(agent)
+    again.save(tmp_path / "agent")
+    assert len(list((tmp_path / "agent").iterdir())) == 2
+    with pytest.raises(trpo_tf.UsageError, match="no agent that `save` wrote"):
+        trpo_tf.TRPO.load(tmp_path / "nothing")
+    for one in (agent, again):
+        one.close()
+
+
+def test_a_checkpoint_decides_on_no_place_and_what_does_not_fit_names_it(tmp_path):
+    agent = trpo_tf.TRPO("CartPole-v1", config=trpo_tf.make_config(**TINY, export_dir=str(tmp_path / "theirs")))
+    saved = agent.session.checkpoint()
+    for name, break_it in {
+        "array missing": lambda arrays: arrays.pop("policy/normalizer/count", None) or arrays.popitem(),
+        "counter missing": lambda arrays: arrays.pop("session/env_steps"),
+        "counter of another shape": lambda arrays: arrays.update({"session/env_steps": np.zeros(3)}),
+    }.items():
+        arrays = dict(saved.arrays)
+        break_it(arrays)
+        checkpoint.save(tmp_path / name / "checkpoints", saved._replace(arrays=arrays), 1)
+        with pytest.raises(trpo_tf.Error, match="checkpoints/update_000000000"):
+            trpo_tf.TRPO.resume(tmp_path / name)
+    checkpoint.save(tmp_path / "run" / "checkpoints", saved, 1)
+    again = trpo_tf.TRPO.resume(tmp_path / "run")
+    assert (again.config.run.export_dir, again.config.run.run_dir) == ("", str(tmp_path / "run"))
+    for one in (agent, again):
+        one.close()
+
+
 def test_a_callable_must_be_given_again(tmp_path):
     agent = trpo_tf.TRPO(cartpole, **SMALL)
     agent.save(tmp_path / "agent")
@@ -275,3 +310,73 @@ def test_ctrl_c_lets_the_update_finish_and_a_second_one_is_as_usual():
     with pytest.raises(KeyboardInterrupt):
         agent.learn(10_000, [twice])
     agent.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("run_dir", "runs/x", "Checkpoint"),
+        ("resume", True, "TRPO.resume"),
+        ("keep_checkpoints", 3, "Checkpoint"),
+        ("eval_every", 5, "Evaluate"),
+        ("eval_episodes", 5, "Evaluate"),
+        ("final_eval_episodes", 0, "Evaluate"),
+        ("export", False, "export"),
+        ("export_every", 5, "Export"),
+        ("export_dir", "models", "Export"),
+        ("tensorboard", False, "TensorBoardLogger"),
+    ],
+)
+def test_what_only_the_command_minds_is_refused_with_what_does_it(name, value, instead):
+    with pytest.raises(trpo_tf.UsageError, match=rf"^{name}=.* in Python .*{instead}"):
+        trpo_tf.TRPO("CartPole-v1", **{name: value})
+
+
+def test_an_agent_of_a_function_asks_for_it(tmp_path):
+    agent = trpo_tf.TRPO(cartpole, **SMALL)
+    agent.save(tmp_path / "agent")
+    with pytest.raises(trpo_tf.UsageError, match=r"env=tests.test_api:cartpole: .* pass env="):
+        trpo_tf.TRPO.load(tmp_path / "agent")
+    assert weights(trpo_tf.TRPO.load(tmp_path / "agent", env=cartpole)) == weights(agent)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "text"}, "name of its state\\(\\) is str"),
+        ({"parts": [[1], [2, 3]]}, "parts of its state\\(\\) is list"),
+        ({"thing": None}, "thing of its state\\(\\) is NoneType"),
+        ([1], "its state\\(\\) is list; a dict"),
+    ],
+)
+def test_a_callback_whose_state_is_no_numbers_is_named(given, said, tmp_path):
+    class Mine(trpo_tf.Callback):
+        def state(self):
+            return given
+
+    agent = trpo_tf.TRPO("CartPole-v1", **SMALL)
+    with pytest.raises(trpo_tf.UsageError, match=f"^Mine/0: {said}"):
+        agent.learn(60, [Mine(), trpo_tf.Checkpoint(tmp_path / "run")])
+
+
+def test_an_environment_that_changes_the_directory_scatters_no_files(tmp_path, monkeypatch):
+    start, elsewhere = tmp_path / "start", tmp_path / "elsewhere"
+    start.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(start)
+
+    def moving():
+        monkeypatch.chdir(elsewhere)
+        return cartpole()
+
+    callbacks = [
+        trpo_tf.Evaluate(every=1, episodes=1, keep_best="run/best", final_episodes=1, json_path="run/evaluation.json"),
+        trpo_tf.Checkpoint("run"),
+        trpo_tf.CsvLogger("run/progress.csv"),
+        trpo_tf.TensorBoardLogger("run/tensorboard"),
+        trpo_tf.Export("run/models"),
+    ]
+    trpo_tf.TRPO(moving, **SMALL).learn(60, callbacks)
+    assert not list(elsewhere.iterdir())
+    found = {path.name for path in (start / "run").iterdir()}
+    assert found >= {"best", "checkpoints", "evaluation.json", "models", "progress.csv", "tensorboard"}

@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 
 import trpo_tf
-from tests.conftest import TINY
+from tests.conftest import SMALL
 from trpo_tf.errors import EnvironmentFailure
 from trpo_tf.rollout.backends.envpool import EnvPoolBackend
 from trpo_tf.run import checkpoint
 from trpo_tf.run.metrics.csv import read_csv
-
-SMALL = {name: value for name, value in TINY.items() if name != "env"}
 
 
 @pytest.fixture
@@ -99,6 +97,34 @@ def test_evaluations_are_logged_and_the_best_is_kept(agent, tmp_path, monkeypatc
     assert callback.best_return == 9.0
     assert callback.final.returns.tolist() == [8.0] * 3
     assert json.loads((tmp_path / "evaluation.json").read_text())["return_mean"] == 8.0
+
+
+def test_a_mean_that_is_not_finite_is_never_the_best_and_null_in_json(agent, tmp_path, monkeypatch):
+    from trpo_tf.session import Session
+
+    evaluate, returns = Session.evaluate, iter([np.nan, -np.inf, np.inf, 2.0, np.nan])
+    monkeypatch.setattr(
+        Session, "evaluate", lambda self, n: evaluate(self, n)._replace(returns=np.full(n, next(returns)))
+    )
+    callback = trpo_tf.Evaluate(1, 2, tmp_path / "best", final_episodes=2, json_path=tmp_path / "a" / "evaluation.json")
+    with np.errstate(invalid="ignore"):
+        agent.learn(10_000, [callback, trpo_tf.StopAt("update", 4)])
+    assert checkpoint.newest(tmp_path / "best").meta["update"] == 4
+    assert callback.best_return == 2.0
+    saved = json.loads((tmp_path / "a" / "evaluation.json").read_text(), parse_constant=pytest.fail)
+    assert saved["return_mean"] is None
+
+
+def test_the_best_of_another_run_is_refused_and_stays(agent, tmp_path):
+    checkpoint.save(tmp_path / "best", agent.checkpoint()._replace(path=None), 1)
+    callback = trpo_tf.Evaluate(1, 2, tmp_path / "best")
+    with pytest.raises(trpo_tf.UsageError, match="best: has the best policy of another run"):
+        agent.learn(60, [callback])
+    assert checkpoint.newest(tmp_path / "best").meta["update"] == 0
+    own = trpo_tf.Evaluate(1, 2, tmp_path / "own" / "best")
+    agent.learn(60, [own])
+    agent.learn(120, [own])  # its own
+    assert agent.update == 2
 
 
 def test_checkpoints_hold_the_state_of_callbacks(agent, tmp_path):

@@ -2,21 +2,17 @@
 
 import json
 import os
-import runpy
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from benchmarks.faults import commands
 from trpo_tf import cli, config
 
-COMMANDS = {
-    "train": config.Config,
-    "evaluate": config.EvaluateConfig,
-    "export": config.ExportConfig,
-    "plot": config.PlotConfig,
-    "serve": config.ServeConfig,
-}
+ROOT = Path(__file__).parents[1]
 SMALL = [
     "--xla=off",
     "--env=CartPole-v1",
@@ -36,76 +32,79 @@ def command(name, *args, cwd, **env):
     return subprocess.run(line, cwd=cwd, capture_output=True, text=True, env=environment)
 
 
-def last_line(text):
-    return [line for line in text.splitlines() if line.startswith("trpo_tf:")]
-
-
 @pytest.fixture
-def here(tmp_path, monkeypatch, capsys):
+def here(tmp_path, monkeypatch):
     """Runs a command in this process, which has TensorFlow already: here(name, *args) -> exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TRPO_TF_TRACEBACK", raising=False)
+    return lambda name, *args: commands.run_here(commands.Line(name, list(args), ""), list(args))[:3]
 
-    def run(name, *args):
-        monkeypatch.setattr(sys, "argv", [name, *args])
-        main = runpy.run_module(f"trpo_tf.{name}")["main"]  # importing it would put it in the place of trpo_tf.train
-        code = 0
-        try:
-            cli.run(main, COMMANDS[name], name, "")
-        except SystemExit as exit_:
-            code = exit_.code
-        return code or 0, *capsys.readouterr()
 
-    return run
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The directory that the bad command lines are run in."""
+    folder = tmp_path_factory.mktemp("files")
+    commands.prepare(folder)
+    return folder
+
+
+def shown(line):
+    return f"{line.command} {' '.join(line.args)}"[:60]
+
+
+@pytest.mark.parametrize("line", [line for line in commands.lines() if line.early], ids=shown)
+def test_bad_command_lines_are_one_line_before_tensorflow_and_leave_nothing(line, files, monkeypatch):
+    monkeypatch.chdir(files)
+    monkeypatch.delenv("TRPO_TF_TRACEBACK", raising=False)
+    assert commands.check_here(line, files, 1) == []
+
+
+@pytest.mark.parametrize("line", [line for line in commands.lines() if not line.early][::3], ids=shown)
+def test_what_only_tensorflow_can_tell_is_one_line_too(line, files, monkeypatch):
+    monkeypatch.chdir(files)
+    monkeypatch.delenv("TRPO_TF_TRACEBACK", raising=False)
+    with commands.taken_port() as port:
+        assert commands.check_here(line, files, port) == []
+
+
+def test_a_usage_error_of_the_command_itself(files):
+    bad = commands.Line("train", ["--env=Hopper-v5", "--gamma=2"], "--gamma=2.0: must be <= 1")
+    assert commands.check_process(bad, files, 1) == []
 
 
 @pytest.mark.parametrize(
-    ("name", "args", "message"),
+    ("flag", "name", "value"),
     [
-        ("train", [], "--env is missing"),
-        ("train", ["--env="], "--env is missing"),
-        ("train", ["--env=Hopper-v5", "--gama=0.9"], "gamma"),
-        ("train", ["--env=Hopper-v5", "--gamma=2"], "--gamma=2.0: must be <= 1"),
-        ("train", ["--env=Hopper-v5", "--num_envs=many"], "num_envs"),
-        ("train", ["--env=Hopper-v5", "--hidden_sizes=64,x"], "--hidden_sizes=64,x: integers"),
-        ("train", ["--env=Hopper-v5", "extra"], "extra: not a flag"),
-        ("train", ["--flagfile=nowhere.flags"], "nowhere.flags"),
-        ("train", ["--flagfile=binary.flags"], ""),
-        ("train", ["--resume"], "--resume needs --run_dir"),
-        ("train", ["--env=Hopper-v5", "--run_dir=a\tb"], "printable name"),
-        ("evaluate", [], "either --run_dir or --saved_model"),
-        ("evaluate", ["--run_dir=none"], "no such directory"),
-        ("evaluate", ["--saved_model=none"], "no SavedModel"),
-        ("export", [], "--run_dir is missing"),
-        ("plot", ["--run_dirs=none"], "no progress.csv"),
-        ("train", ["--env=Hoper-v5"], "Hopper-v5"),
-        ("train", ["--env=tests.rollout.counting:Words-v0", "--allow_env_module"], "observation space Text"),
-        ("train", ["--env=Hopper-v5", "--env_options=a"], "--env_options=a: not understood"),
-        ("train", ["--env=Hopper-v5", "--wrappers=Nothing"], "gymnasium.wrappers has no Nothing"),
-        (
-            "train",
-            ["--env=Hopper-v5", "--network=gru", "--hidden_sizes="],
-            "--network=gru: the last of --hidden_sizes is recurrent",
-        ),
+        ("--total_steps=1e5", "total_steps", 100_000),
+        ("--total_steps=1_000_000", "total_steps", 1_000_000),
+        ("--total_steps=2.0", "total_steps", 2),
+        ("--max_kl=1", "max_kl", 1.0),
+        ("--hidden_sizes=", "hidden_sizes", ()),
+        ("--hidden_sizes=8, 1e1", "hidden_sizes", (8, 10)),
+        ("--noexport", "export", False),
+        ("--export=no", "export", False),
+        ("--export=Yes", "export", True),
+        ("--export=1", "export", True),
+        ("--export=off", "export", False),
+        ("--export", "export", True),
+        ("--env_options=a=1,b=2", "env_options", "a=1,b=2"),
+        ("--flagfile=good", "seed", 7),
     ],
 )
-def test_usage_errors_are_one_line_and_leave_nothing(name, args, message, tmp_path, here):
-    (tmp_path / "binary.flags").write_bytes(bytes(range(128, 256)))
-    code, _, said = here(name, *args)
-    assert code == 2
-    lines = last_line(said)
-    assert len(lines) == 1
-    assert message in lines[0]
-    assert "Traceback" not in said
-    assert [path.name for path in tmp_path.iterdir()] == ["binary.flags"]
+def test_values_as_people_write_them(flag, name, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good").write_text("\ufeff# seven\r\n// or not\r\n\r\n  --seed=7  \r\n--flagfile=more\r\n")
+    (tmp_path / "more").write_text("--gamma=0.5\n")
+    given = cli.parse(config.Config, ["train", "--seed=3", flag])
+    assert given[name] == value
+    assert type(given[name]) is type(value)
 
 
-def test_a_usage_error_of_the_command_itself(tmp_path):
-    done = command("train", "--env=Hoper-v5", cwd=tmp_path)
-    assert done.returncode == 2
-    assert len(last_line(done.stderr)) == 1
-    assert "Hopper-v5" in done.stderr
-    assert not list(tmp_path.iterdir())
+def test_the_last_of_repeated_flags_counts_and_flagfiles_stand_where_they_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("--seed=2\n--gamma=0.5\n")
+    given = cli.parse(config.Config, ["train", "--seed=1", "--flagfile=file", "--gamma=0.7"])
+    assert (given["seed"], given["gamma"]) == (2, 0.7)
 
 
 def test_help_shows_flags_in_groups(tmp_path):
@@ -118,7 +117,7 @@ def test_help_shows_flags_in_groups(tmp_path):
 def test_train_evaluate_export_plot_from_anywhere(tmp_path, here):
     done = command("train", *SMALL, "--run_dir=run", cwd=tmp_path, LC_ALL="C")
     assert done.returncode == 0, done.stderr
-    assert "SavedModel: run/saved_model/1" in done.stdout
+    assert f"SavedModel: {tmp_path}/run/saved_model/1" in done.stdout
     code, _, said = here("train", *SMALL, "--run_dir=run")
     assert code == 2
     assert "holds a run" in said
@@ -134,17 +133,39 @@ def test_train_evaluate_export_plot_from_anywhere(tmp_path, here):
     assert json.loads(same)["returns"] == result["returns"]
 
     done = command("export", "--run_dir=run", cwd=tmp_path)
-    assert done.stdout.splitlines()[0] == "run/saved_model/2", done.stderr
+    assert done.stdout.splitlines()[0] == f"{tmp_path}/run/saved_model/2", done.stderr
     again = command("export", "--run_dir=run", cwd=tmp_path)
-    assert again.stdout.splitlines()[0] == "run/saved_model/3"
+    assert again.stdout.splitlines()[0] == f"{tmp_path}/run/saved_model/3"
     assert again.stdout.splitlines()[1] == done.stdout.splitlines()[1], "the same policy makes the same bytes"
     done = command("plot", "--run_dirs=run", "--output=x.png", cwd=tmp_path)
     assert (tmp_path / "x.png").stat().st_size > 10_000, done.stderr
 
 
 def test_a_closed_stdout_does_not_stop_training(tmp_path):
-    line = f"{sys.executable} -m trpo_tf.train {' '.join(SMALL)} --total_steps=3000 --run_dir=run | head -n 1"
+    line = f"{sys.executable} -m trpo_tf.train {' '.join(SMALL)} --total_steps=600 --run_dir=run | head -n 1"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert "CartPole-v1, seed 0" in done.stdout
+    assert re.match(r"CartPole-v1 .*, seed 0, 100 transitions per update", done.stdout)
     assert (tmp_path / "run" / "saved_model" / "1").is_dir(), done.stderr
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["INTERRUPT_AT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("module", ["trpo_tf.run.checkpoint", "trpo_tf.runs", "tensorflow.python.framework.ops"])
+def test_ctrl_c_while_a_command_starts_is_130_and_no_traceback(module, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    flags = ["--run_dir=run", "--resume"] if module == "trpo_tf.run.checkpoint" else [*SMALL, "--run_dir=run"]
+    done = command("train", *flags, cwd=tmp_path, PYTHONPATH=paths, INTERRUPT_AT=module)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert not (tmp_path / "run").exists()

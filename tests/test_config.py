@@ -1,8 +1,10 @@
 """Configuration: ranges, messages, round trips."""
 
 import dataclasses
+import json
 import math
 
+import numpy as np
 import pytest
 
 from trpo_tf.config import (
@@ -11,6 +13,7 @@ from trpo_tf.config import (
     PlotConfig,
     from_dict,
     make_config,
+    portable,
     settings,
     structural,
     to_dict,
@@ -45,6 +48,17 @@ def test_time_steps_are_rounded_up():
         ("normalize_obs", "false"),
         ("hidden_sizes", 64),
         ("run_dir", 3),
+        ("run_dir", "x/.."),
+        ("total_steps", 1e5 + 0.5),
+        ("total_steps", 10**30),
+        ("total_steps", -(10**30)),
+        ("total_steps", 10**400),
+        pytest.param("total_steps", 10**5000, id="more digits than Python writes"),
+        ("total_steps", 1e300),
+        ("total_steps", "1e5"),
+        ("max_kl", True),
+        ("max_kl", 1j),
+        ("hidden_sizes", "64,64"),
     ],
 )
 def test_values_out_of_range_name_the_flag_and_the_value(name, value):
@@ -58,6 +72,21 @@ def test_values_out_of_range_name_the_flag_and_the_value(name, value):
 def test_paths_and_lists_are_taken(tmp_path):
     config = make_config(env="x", run_dir=tmp_path, hidden_sizes=[8, 4])
     assert (config.run.run_dir, config.policy.hidden_sizes) == (str(tmp_path), (8, 4))
+
+
+def test_whole_numbers_of_any_kind_are_integers_and_become_those_of_python():
+    given = {"total_steps": 1e5, "num_envs": np.int64(4), "hidden_sizes": [np.int32(8), 4.0], "max_kl": np.float32(0.5)}
+    made = to_dict(make_config(env="x", **given, gamma=1))
+    assert made["total_steps"] == 100_000
+    assert [type(made[name]) for name in ("total_steps", "num_envs", "max_kl", "gamma")] == [int, int, float, float]
+    assert json.loads(json.dumps(made)) == made
+
+
+def test_settings_of_a_place_are_not_taken_elsewhere():
+    values = to_dict(make_config(env="x", run_dir="a", export_dir="b", seed=3))
+    left = portable(values)
+    assert values.keys() - left.keys() == {"run_dir", "export_dir"}
+    assert left["seed"] == 3
 
 
 def test_bounds_themselves_are_allowed():

@@ -16,6 +16,7 @@ class Target:
     """All environments in one array; the reward is how near an action is to the observation."""
 
     name = env_name = "target"
+    failures = ()
     max_episode_steps = 10
     observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
@@ -26,6 +27,9 @@ class Target:
 
     def reset(self):
         return self._draw()
+
+    def repeat(self, on):
+        pass
 
     def reset_at(self, ids):
         self._steps[ids], self._ended[ids] = 0, False
@@ -55,8 +59,8 @@ class Targets(Environments):
     def probe(self):
         return VectorEnv(Target(1, 0))
 
-    def evaluation(self, num_envs, seed, render_mode=None, video_dir=""):
-        return VectorEnv(Target(num_envs, seed))
+    def evaluation(self, num_envs, seed, render_mode=None, video_dir="", longest=1000):
+        return VectorEnv(Target(num_envs, seed), longest=longest)
 
 
 class Mixed:

@@ -1,10 +1,16 @@
 """A session: an iterator of updates, its state by parts, and what a resumed one must share."""
 
+import functools
+
 import numpy as np
 import pytest
 
-from trpo_tf.errors import UsageError
+from tests.rollout.flaky import Flaky, drawn
+from trpo_tf.errors import EnvironmentFailure, UsageError
+from trpo_tf.rollout.collector import Collector
+from trpo_tf.rollout.environments import Environments
 from trpo_tf.run.checkpoint import Checkpoint
+from trpo_tf.session import Session
 
 
 def arrays(session):
@@ -33,9 +39,9 @@ def test_the_learning_rate_falls_with_the_steps_that_are_asked_for(make_session)
     [
         {},
         {"reuse": 2, "radius": "adaptive", "objective": "penalty"},
-        {"behavior_lag": 2},
         {"pipeline": True, "checkpoint_every": 4},
-        {"network": "gru", "sequence_length": 4},
+        pytest.param({"behavior_lag": 2}, marks=pytest.mark.slow),
+        pytest.param({"network": "gru", "sequence_length": 4}, marks=pytest.mark.slow),
     ],
 )
 def test_a_restored_session_goes_on_to_the_bit(make_session, settings):
@@ -111,3 +117,75 @@ def test_environments_are_renewed_at_boundaries_only(make_session, monkeypatch):
     for _ in range(5):
         session.step()
     assert renewed == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("failed", "settings"),  # updates before; the next one is none, or one before a boundary
+    [
+        (3, {}),
+        (1, {"pipeline": True, "checkpoint_every": 4}),
+        pytest.param(1, {}, marks=pytest.mark.slow),
+        pytest.param(3, {"pipeline": True, "checkpoint_every": 4}, marks=pytest.mark.slow),
+        pytest.param(1, {"pipeline": True, "checkpoint_every": 4, "behavior_lag": 1}, marks=pytest.mark.slow),
+        pytest.param(3, {"pipeline": True, "checkpoint_every": 4, "behavior_lag": 1}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_rollout_whose_update_failed_is_learned_from_when_it_goes_on(make_session, monkeypatch, settings, failed):
+    whole, broken, resumed = (make_session(**settings) for _ in range(3))
+    rows = [whole.step() for _ in range(5)]
+    for _ in range(failed):
+        broken.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(broken.learner, "update", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(MemoryError):
+            broken.step()
+    assert (broken.update, broken.env_steps) == (failed, rows[failed - 1]["env_steps"])
+    saved = broken.checkpoint()
+    resumed.restore(Checkpoint({name: x.copy() for name, x in saved.arrays.items()}, saved.meta))
+    for session in (broken, resumed):
+        for expected in rows[failed:]:
+            row = session.step()
+            assert {k: v for k, v in row.items() if not k.startswith("time/")} == {
+                k: v for k, v in expected.items() if not k.startswith("time/")
+            }
+        assert arrays(session) == arrays(whole)
+
+
+def test_restarts_are_counted_in_rows_and_over_a_resumption(tiny):
+    config = tiny(env="given", num_envs=2, max_env_restarts=1000, checkpoint_every=50)
+    whole, resumed = (
+        Session(config, Environments(config.environment, functools.partial(Flaky, drawn(0.01)))) for _ in range(2)
+    )
+    rows = [whole.step() for _ in range(4)]
+    saved = whole.checkpoint()
+    rows += [whole.step() for _ in range(3)]
+    counts = [(row["env/restarts"], row["env/dropped_rows"], row["env_steps"]) for row in rows]
+    assert counts == sorted(counts)
+    restarts, dropped, steps = counts[-1]
+    assert restarts >= 3
+    assert 0 < dropped < 50 * restarts
+    assert steps + dropped + 2 * restarts <= 7 * 64
+    resumed.restore(saved)
+    for expected in rows[4:]:
+        row = resumed.step()
+        assert {k: v for k, v in row.items() if not k.startswith("time/")} == {
+            k: v for k, v in expected.items() if not k.startswith("time/")
+        }
+    assert arrays(resumed) == arrays(whole)
+
+
+def test_a_rebuild_that_fails_is_tried_again_at_the_next_step(make_session, monkeypatch):
+    session, renew, failing = make_session(checkpoint_every=2), Collector.rebuild, [True]
+
+    def rebuild(collector, update):
+        if update and failing.pop():
+            failing.append(False)
+            raise EnvironmentFailure("environment failed: not now")
+        return renew(collector, update)
+
+    monkeypatch.setattr(Collector, "rebuild", rebuild)
+    for _ in range(2):
+        session.step()
+    assert int(session.checkpoint().arrays["session/renewal_due"]) == 1
+    session.step()
+    assert session.source._collector.built_at == 2

@@ -11,17 +11,27 @@ import numpy as np
 
 from trpo_tf import faults, seeds, state, training
 from trpo_tf.acting import spaces
-from trpo_tf.acting.encoders import TAKEN
+from trpo_tf.acting.observations import batched, recurrent
 from trpo_tf.acting.stateful import stateful_act
-from trpo_tf.config import Config, from_dict, make_config, show_settings, to_dict
+from trpo_tf.config import (
+    Config,
+    from_dict,
+    make_config,
+    of_file,
+    portable,
+    refuse_commands_own,
+    show_settings,
+    to_dict,
+)
 from trpo_tf.errors import UsageError
 from trpo_tf.history import History, Recorder
 from trpo_tf.messages import warn
+from trpo_tf.paths import absolute
 from trpo_tf.policy.tensor_actor import make_actor
 from trpo_tf.rollout.environments import Environments, env_name
-from trpo_tf.rollout.evaluation import Evaluation, env_count, evaluate
+from trpo_tf.rollout.evaluation import Evaluation, evaluate
 from trpo_tf.run import checkpoint
-from trpo_tf.run.callback import Callback, as_callbacks
+from trpo_tf.run.callback import Callback, as_callbacks, by_name
 from trpo_tf.run.directory import versions
 from trpo_tf.run.metrics.row import Row
 from trpo_tf.serving import saved_model
@@ -46,8 +56,8 @@ class TRPO:
       value_network: a Keras model from the same features to [N, 1].
       eval_env: an id or a callable; environments of evaluations, needed where env is a vector environment.
       config: all settings in one record, instead of keyword arguments.
-      settings: as the training command's flags, by name; help(TRPO) lists them. Those of the group "the run" but
-        total_steps, seed and checkpoint_every are for the command; in Python, callbacks do what they ask for.
+      settings: as the training command's flags, by name; help(TRPO) lists them. Those that only the command minds,
+        because in Python callbacks do what they ask for, are refused.
 
     Raises:
       UsageError: a setting is out of its range, or the environment does not exist or is not supported.
@@ -66,6 +76,7 @@ class TRPO:
         if config is None:
             if not isinstance(env, str) and hasattr(env, "num_envs"):
                 settings = {"num_envs": env.num_envs} | settings
+            refuse_commands_own(settings)
             config = make_config(env=env_name(env), **settings)
         elif settings:
             raise UsageError(f"config has all settings; not {', '.join(sorted(settings))} besides")
@@ -138,10 +149,11 @@ class TRPO:
     ) -> bool:
         """As `learn`, without a history; whether the training is over, False where `stopping` interrupted it."""
         self._callbacks = as_callbacks(callbacks)
-        for name, callback in self._named_callbacks():
+        for name, callback in by_name(self._callbacks):
             saved = state.part(name, self._callback_state)
             if saved:
-                callback.restore(saved)
+                with checkpoint.taken_over(self.resumed_from):
+                    callback.restore(saved)
         self._callback_state = {}
         self.session.total_steps = total_steps
         return training.learn(self, total_steps, self._callbacks, stopping)
@@ -160,29 +172,26 @@ class TRPO:
         """Acts on an observation, or on a batch of them.
 
         Args:
-          obs: as the environment gives it, [...] or [N, ...].
+          obs: as the environment gives it, [...] or [N, ...]; with an action_mask that it gives in `info`.
           state: what the last call returned; None where an episode begins, and without a recurrent core.
           episode_start: [N] bool, where an episode begins; by default everywhere without a state, else nowhere.
           deterministic: the distribution's mode instead of a draw.
 
         Returns:
           The action as the environment's step takes it, [...] or [N, ...], and the recurrent state, None without one.
+
+        Raises:
+          UsageError: obs, state or episode_start do not fit; names what is needed.
         """
         self._refresh_actor()
-        actor, leaves = self._actor, spaces.named(obs, "observation", TAKEN)
-        given = {name: np.asarray(leaves[name], leaf.dtype) for name, leaf in actor.leaves.items()}
-        single = any(x.ndim == len(actor.leaves[name].shape) for name, x in given.items())
-        if single:
-            given = {name: x[None] for name, x in given.items()}
-        rows = len(next(iter(given.values())))
+        actor = self._actor
+        given, single = batched(self.observation_space, actor.leaves, obs)
         if actor.states:
-            starts = np.full(rows, state is None) if episode_start is None else np.reshape(episode_start, rows)
-            zeros = {name: np.zeros((rows, size), np.float32) for name, size in actor.states.items()}
-            given |= {"is_first": starts.astype(np.float32)} | (state or zeros)
+            given |= recurrent(actor.states, len(next(iter(given.values()))), state, episode_start)
         if deterministic:
             action, after = actor.mode(given)
         else:
-            _, action, after = actor(given, self._noise(rows))
+            _, action, after = actor(given, self._noise(len(next(iter(given.values())))))
         taken = actor.to_env(action)
         if single:
             parts = iter([x[0] for x in spaces.named(taken, "action").values()])
@@ -211,10 +220,13 @@ class TRPO:
         if deterministic and seed is None:
             return self.session.evaluate(episodes)
         path = (self.config.run.seed, seeds.EVAL_ENVS, self.update) if seed is None else (seed, seeds.EVAL_ENVS)
-        envs = self.session.environments.evaluation(env_count(episodes), seeds.derive_seed(*path))
+        envs = self.session.evaluation_envs(episodes, seeds.derive_seed(*path))
         self._refresh_actor()
         noise = self._noise if seed is None else self._draws(seed)
-        return evaluate(stateful_act(self._actor, None if deterministic else noise), envs, episodes)
+        result = evaluate(stateful_act(self._actor, None if deterministic else noise), envs, episodes)
+        for line in result.warnings():
+            warn(line)
+        return result
 
     def save(self, path: str | os.PathLike) -> None:
         """Saves all but the environments to a directory, for `load`; a save that is there is replaced.
@@ -222,8 +234,8 @@ class TRPO:
         Raises:
           UsageError: the directory holds something else.
         """
-        target = Path(path)
-        if target.exists() and not checkpoint.is_one(target):
+        target = Path(absolute("path", path))
+        if target.exists() and not (checkpoint.is_one(target) or (target.is_dir() and not any(target.iterdir()))):
             raise UsageError(f"{target}: is there already, and is no saved agent")
         checkpoint.write(target, self.session.checkpoint(source=False))
 
@@ -239,12 +251,11 @@ class TRPO:
         Raises:
           UsageError: the spaces or networks differ; names what.
         """
-        if not checkpoint.is_one(Path(path)):
-            raise UsageError(f"{path}: no agent that `save` wrote; TRPO.resume takes the directory of a run")
-        saved = checkpoint.load(Path(path))
-        agent = cls._of(saved, env, {"run_dir": "", "resume": False} | changes)
-        agent.session.restore_policy(saved)
-        agent.session.learner.restore(state.part("learner", saved.arrays), replay=False)
+        saved = checkpoint.load_saved(Path(absolute("path", path)))
+        agent = cls._of(saved, env, {"resume": False} | changes)
+        with checkpoint.taken_over(saved.path):
+            agent.session.restore_policy(saved)
+            agent.session.learner.restore(state.part("learner", saved.arrays), replay=False)
         return agent
 
     @classmethod
@@ -260,33 +271,38 @@ class TRPO:
           NoCheckpointError: there is no valid checkpoint.
           UsageError: a setting differs that the checkpoint depends on; names both values.
         """
-        saved = checkpoint.newest(Path(run_dir) / "checkpoints", warn)
-        agent = cls._of(saved, env, {"run_dir": str(run_dir), "resume": True} | changes)
-        agent.session.restore(saved)
+        path = Path(absolute("run_dir", run_dir))
+        saved = checkpoint.newest(path / "checkpoints", warn)
+        agent = cls._of(saved, env, {"run_dir": path, "resume": True} | changes)
+        with checkpoint.taken_over(saved.path):
+            agent.session.restore(saved)
         agent._callback_state = state.part("callbacks", saved.arrays)
-        agent.resumed_from = Path(run_dir)
+        agent.resumed_from = path
         return agent
 
     @classmethod
     def of_checkpoint(cls, saved: checkpoint.Checkpoint, env: Env | None = None, **changes: Any) -> "TRPO":
         """The agent of a checkpoint without training environments, to be evaluated or exported."""
         agent = cls._of(saved, env, changes)
-        agent.session.restore(saved, source=False)
+        with checkpoint.taken_over(saved.path):
+            agent.session.restore(saved, source=False)
         return agent
 
     @classmethod
     def _of(cls, saved: checkpoint.Checkpoint, env: Env | None, changes: dict[str, Any]) -> "TRPO":
-        """A new agent of a checkpoint's configuration; the file never decides whether an id may import a module."""
+        """A new agent of a checkpoint's configuration; the file decides on no place, and on no import of a module."""
         models = {name: changes.pop(name, None) for name in ("policy_network", "value_network", "eval_env")}
         changes |= {} if env is None else {"env": env_name(env)}
-        config = from_dict(saved.meta["config"]).replace(**{"allow_env_module": False} | changes)
+        with checkpoint.taken_over(saved.path):
+            config = from_dict(of_file(saved.meta["config"], changes))
+        config = config.replace(**{"allow_env_module": False} | changes)
         return cls(config.environment.env if env is None else env, config=config, **models)
 
     def export(self, directory: str | os.PathLike) -> Path:
         """Saves the policy as the next numbered SavedModel below a directory; returns the version's directory."""
         faults.point("export")
         scale = self.session.reward_scale()
-        return saved_model.save(self.session.policy, scale, self.metadata(), Path(directory))
+        return saved_model.save(self.session.policy, scale, self.metadata(), Path(absolute("directory", directory)))
 
     def metadata(self) -> dict[str, Any]:
         """What an exported policy says of its origin."""
@@ -295,10 +311,11 @@ class TRPO:
         observation_space, action_space = map(str, self.session.spaces)
         return {
             "env": self.config.environment.env,
+            "backend": self.session.environments.backend,
             "observation_space": observation_space,
             "action_space": action_space,
             "algorithm": "TRPO",
-            "flags": to_dict(self.config) | {"resume": False},
+            "flags": portable(to_dict(self.config)) | {"resume": False},
             "seed": self.config.run.seed,
             "update": self.update,
             "env_steps": self.env_steps,
@@ -309,22 +326,14 @@ class TRPO:
     def checkpoint(self) -> checkpoint.Checkpoint:
         """The whole state, that of the callbacks of the training under way included."""
         saved = self.session.checkpoint()
-        for name, callback in self._named_callbacks():
-            saved.arrays.update(state.prefixed(f"callbacks/{name}", callback.state()))
+        for name, callback in by_name(self._callbacks):
+            saved.arrays.update(state.prefixed(f"callbacks/{name}", state.numbers(name, callback.state())))
         return saved
 
     def flush(self) -> None:
         """Lets the loggers of the training under way write what waits."""
         for callback in self._callbacks:
             callback.flush()
-
-    def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
-        """Class/number of every callback, the same in a run and its resumption."""
-        counts: dict[str, int] = {}
-        for callback in self._callbacks:
-            kind = type(callback).__name__
-            counts[kind] = counts.get(kind, -1) + 1
-            yield f"{kind}/{counts[kind]}", callback
 
     def close(self) -> None:
         """Frees the environments."""
@@ -333,7 +342,7 @@ class TRPO:
 
 def load_policy(saved_model_dir: str | os.PathLike) -> LoadedPolicy:
     """A SavedModel for inference: `.action(obs)`, `.sample(obs, seed)`, `.predict(obs, signature)`, `.metadata`."""
-    return LoadedPolicy(saved_model_dir)
+    return LoadedPolicy(absolute("saved_model_dir", saved_model_dir))
 
 
 show_settings(TRPO, after="settings")

@@ -1,15 +1,17 @@
 """Callbacks for `TRPO.learn` and the training command: evaluation, early stopping, checkpoints, exports, loggers."""
 
-import json
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
-from trpo_tf.errors import UsageError
-from trpo_tf.files import write_file
+from trpo_tf.errors import Error, UsageError
+from trpo_tf.files import to_json, write_file
 from trpo_tf.messages import warn, warn_on_failure
+from trpo_tf.paths import absolute
 from trpo_tf.rollout.evaluation import Evaluation
 from trpo_tf.run import checkpoint
 from trpo_tf.run.callback import LAST, SECOND, Callback
@@ -19,6 +21,7 @@ from trpo_tf.run.metrics.row import Row
 from trpo_tf.run.metrics.screen import Screen
 from trpo_tf.run.metrics.tensorboard import TensorBoardLogger
 from trpo_tf.serving import saved_model
+from trpo_tf.serving.signatures import check_exportable
 
 __all__ = [
     "Callback", "Checkpoint", "CsvLogger", "Evaluate", "Export", "Row", "Screen", "StopAt", "TensorBoardLogger",
@@ -51,19 +54,36 @@ class Evaluate(Callback):
         self._every, self._episodes, self._final_episodes = every, episodes, final_episodes
         _at_least(0, every=every, final_episodes=final_episodes)
         _at_least(1, episodes=episodes)
-        self._keep_best = None if keep_best is None else Path(keep_best)
-        self._json_path = None if json_path is None else Path(json_path)
+        self._keep_best = None if keep_best is None else Path(absolute("keep_best", keep_best))
+        self._json_path = None if json_path is None else Path(absolute("json_path", json_path))
         self.best_return = -np.inf
         self.final: Evaluation | None = None
+        self._restored = False
 
     def start(self, agent: Any) -> None:
         """As Callback says.
 
         Raises:
-          UsageError: there is nothing to evaluate in.
+          UsageError: there is nothing to evaluate in, or keep_best has the policy of another run.
         """
+        self._take_up_best(agent.resumed_from)
         if self._every or self._final_episodes:
-            agent.session.environments.evaluation(1, 0).close()
+            agent.session.environments.check_evaluation()
+
+    def _take_up_best(self, run_dir: Path | None) -> None:
+        """Goes on from the best return that keep_best holds, unless a checkpoint said which it is.
+
+        run_dir: of the run that goes on, or that Checkpoint has begun, which found it empty.
+        """
+        best = self._keep_best
+        if best is None or self._restored or self.best_return > -np.inf or not checkpoint.found(best):
+            return
+        if run_dir is None or run_dir.resolve() != best.parent.resolve():
+            raise UsageError(f"keep_best={best}: has the best policy of another run; name another place")
+        with contextlib.suppress(Error):
+            evaluation = checkpoint.newest(best).meta["evaluation"] or {}
+            if isinstance(mean := evaluation.get("return_mean"), float):
+                self.best_return = mean
 
     def __call__(self, agent: Any, row: Row) -> None:
         """As Callback says."""
@@ -77,13 +97,14 @@ class Evaluate(Callback):
             self.final = self._evaluate(agent, self._final_episodes)
             if self._json_path is not None:
                 with warn_on_failure(self._json_path.name, (OSError,)):
-                    text = json.dumps(self.final.summary(), indent=1) + "\n"
-                    write_file(self._json_path, text.encode())
+                    self._json_path.parent.mkdir(parents=True, exist_ok=True)
+                    summary = {"update": agent.update} | self.final.summary()
+                    write_file(self._json_path, f"{to_json(summary, indent=1)}\n".encode())
 
     def _evaluate(self, agent: Any, episodes: int) -> Evaluation:
         evaluation = agent.session.evaluate(episodes)
         mean = evaluation.summary()["return_mean"]
-        if mean > self.best_return:
+        if mean is not None and self.best_return < mean < np.inf:
             before, self.best_return = self.best_return, mean
             if self._keep_best is not None and not _save(self._keep_best, agent, 1):
                 self.best_return = before
@@ -95,7 +116,7 @@ class Evaluate(Callback):
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """As Callback says."""
-        self.best_return = float(state["best_return"])
+        self.best_return, self._restored = float(state["best_return"]), True
 
 
 class StopAt(Callback):
@@ -135,17 +156,35 @@ class Checkpoint(Callback):
     order = LAST
 
     def __init__(self, run_dir: str | os.PathLike, every: int | None = None, keep: int = 2):
-        self.run_dir, self._every, self._keep = Path(run_dir), every, keep
+        self.run_dir, self._every, self._keep = Path(absolute("run_dir", run_dir)), every, keep
         _at_least(1, every=every, keep=keep)
         self._directory: RunDirectory | None = None
+        self._saved: int | None = None  # the update that was saved last
 
     def start(self, agent: Any) -> None:
         """As Callback says."""
         resumed = agent.resumed_from is not None and agent.resumed_from.resolve() == self.run_dir.resolve()
         self._directory = RunDirectory(self.run_dir, resumed)
         agent.resumed_from = self.run_dir  # `learn` again goes on there
-        self._directory.describe(agent.config)
-        if agent.update == 0:
+        with warn_on_failure("flags.txt", (OSError,)):
+            self._directory.describe(agent.config)
+        self._saved = agent.update if agent.update else None
+        if resumed:
+            self._check_newest(agent.update)
+
+    def _check_newest(self, update: int) -> None:
+        """Another process may have gone on with the run, after the agent was taken up and before the lock was held."""
+        paths = checkpoint.found(self.run_dir / "checkpoints")
+        if not paths or checkpoint.number(paths[0]) <= update:
+            return
+        newest = checkpoint.newest(self.run_dir / "checkpoints").meta["update"]
+        if newest > update:
+            raise UsageError(f"--run_dir={self.run_dir}: went on to update {newest} meanwhile; resume it from there")
+
+    def secure(self, agent: Any) -> None:
+        """As Callback says; what is saved already is not saved again."""
+        if self._saved != agent.update:
+            agent.flush()
             self.save(agent)
 
     def __call__(self, agent: Any, row: Row) -> None:
@@ -165,7 +204,9 @@ class Checkpoint(Callback):
 
     def save(self, agent: Any) -> bool:
         """Saves now, and says whether it could; a full disk is a warning."""
-        return _save(self.run_dir / "checkpoints", agent, self._keep)
+        saved = _save(self.run_dir / "checkpoints", agent, self._keep)
+        self._saved = agent.update if saved else None
+        return saved
 
     def close(self) -> None:
         """As Callback says."""
@@ -188,20 +229,34 @@ class Export(Callback):
     order = LAST
 
     def __init__(self, directory: str | os.PathLike, every: int = 0, at_end: bool = True):
-        self._directory, self._every, self._at_end = Path(directory), every, at_end
+        self._directory, self._every, self._at_end = Path(absolute("directory", directory)), every, at_end
         self.exported: Path | None = None
+
+    def start(self, agent: Any) -> None:
+        """As Callback says.
+
+        Raises:
+          UsageError: TensorFlow loads no SavedModel from the directory, or a name of the policy cannot be exported.
+        """
+        if self._every or self._at_end:
+            saved_model.check_directory(self._directory)
+            check_exportable(agent.session.policy)
 
     def __call__(self, agent: Any, row: Row) -> None:
         """As Callback says."""
         if self._every and agent.update % self._every == 0:
-            with warn_on_failure("export", (OSError,)):
-                agent.export(self._directory)
+            with warn_on_failure("export", (OSError, tf.errors.OpError)):
+                self._export(agent)
 
     def finish(self, agent: Any, done: bool) -> None:
         """As Callback says."""
         if done and self._at_end:
-            known = {name: agent.metadata()[name] for name in ("update", "flags")}
-            self.exported = saved_model.find(self._directory, known) or agent.export(self._directory)
+            self.exported = self._export(agent)
+
+    def _export(self, agent: Any) -> Path:
+        """The version of this update; where a run that was killed has exported it, that one."""
+        known = {name: agent.metadata()[name] for name in ("update", "flags")}
+        return saved_model.find(self._directory, known) or agent.export(self._directory)
 
 
 def _at_least(low: int, **values: int | None) -> None:

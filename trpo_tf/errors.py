@@ -26,6 +26,10 @@ class EnvironmentFailure(Error, RuntimeError):
     """An environment raised, or gave more NaN or infinity than allowed; the run can go on from its checkpoint."""
 
 
+class Interrupted(Error):
+    """An evaluation that was given up, because the run is to end."""
+
+
 class NoCheckpointError(Error, RuntimeError):
     """No valid checkpoint where one was asked for."""
 
@@ -34,6 +38,33 @@ class ActingDiffersError(Error, RuntimeError):
     """The policy that acts is not the policy that learns: their probabilities of the same actions differ."""
 
 
+_LONGEST = 300  # characters of what somebody else's exception says
+_LONGEST_LINE = 1000
+
+
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line; the name of its class where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an exception says, in one printable line; the name of its class where it says nothing, or cannot."""
+    try:
+        text = str(error)[:10_000].strip()
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # somebody else's code, too
+        text = ""
+    return _printable((text.splitlines() or [type(error).__name__])[0])
+
+
+def described(error: BaseException) -> str:
+    """The class of an exception, and what it says, in one printable line."""
+    return f"{_printable(type(error).__name__)}: {first_line(error)}"
+
+
+def one_line(text: str) -> str:
+    """A text as a line that a terminal can show: line ends are blanks, control characters escaped, the middle of a very
+    long one left out."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 3 :]}"
+
+
+def _printable(text: str) -> str:
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:_LONGEST])
+    return shown + "..." * (len(text) > _LONGEST)

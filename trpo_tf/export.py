@@ -2,16 +2,17 @@
 
 from trpo_tf import cli
 from trpo_tf.config import ExportConfig
+from trpo_tf.messages import tell
 
 
 def main(given):
     """Exports, and prints the version's directory and fingerprint."""
     config = ExportConfig(**given)
+    cli.check_paths(config)
     version = cli.load_runs().run_export(config)
     from trpo_tf.serving.saved_model import fingerprint
 
-    print(version)
-    print(f"fingerprint {fingerprint(version)}")
+    tell(f"{version}\nfingerprint {fingerprint(version)}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 import csv
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, overload
 
+from trpo_tf.paths import absolute
 from trpo_tf.plotting import Curve, draw
 from trpo_tf.run.callback import LAST, Callback
 from trpo_tf.run.metrics.declaration import ordered
@@ -54,7 +56,9 @@ class History(Sequence[Row]):
         return [row.get(name) for row in self._rows]
 
     def to_csv(self, path: str | os.PathLike) -> None:
-        """Writes all rows to a CSV file."""
+        """Writes all rows to a CSV file; its directory is made."""
+        path = Path(absolute("path", path))
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns(), restval="")
             writer.writeheader()
@@ -63,7 +67,9 @@ class History(Sequence[Row]):
     def plot(
         self, path: str | os.PathLike, metrics: Sequence[str] = ("env/episode_return", "policy/kl", "policy/entropy")
     ) -> None:
-        """Draws metrics over environment steps into a .png, .svg or .pdf file."""
+        """Draws metrics over environment steps into a .png, .svg or .pdf file; its directory is made."""
+        path = Path(absolute("path", path))
+        path.parent.mkdir(parents=True, exist_ok=True)
         steps = self.column("env_steps")
         curves = {name: [Curve("", steps, self.column(name))] for name in metrics}
         draw(curves, path)

@@ -1,19 +1,18 @@
-"""Lines for the person in front of the screen, apart from results."""
+"""What is said on stdout and stderr: whatever they are, saying it never ends a run."""
 
 import contextlib
-import io
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from trpo_tf.errors import first_line
+from trpo_tf.errors import Error, first_line, one_line
 
 
 def warn(message: str) -> None:
     """One line on stderr, control characters escaped; silent when stderr is gone."""
-    try:
-        print(f"trpo_tf: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in message)}", file=sys.stderr)
-    except (OSError, ValueError):
-        sys.stderr = io.StringIO()
+    with contextlib.suppress(OSError):
+        _write(sys.stderr, f"trpo_tf: {one_line(message)}\n")
 
 
 @contextlib.contextmanager
@@ -32,3 +31,104 @@ def warn_on_failure(what: str, kinds: tuple[type[Exception], ...], named: set[st
             warn(f"{what} failed, training goes on: {first_line(error)}")
         if named is not None:
             named.add(what)
+
+
+def tell(text: str) -> None:
+    """A result of a command, on stdout; nothing where stdout is closed or its reader has gone.
+
+    Raises:
+      Error: it cannot be written, on a full disk for example.
+    """
+    stream: Any = sys.stdout
+    try:
+        _write(stream.stream() if isinstance(stream, Outlet) else stream, f"{text}\n")
+    except OSError as error:
+        raise Error(f"stdout cannot be written: {error.strerror}") from error
+
+
+class Outlet:
+    """A stream that may fail: what it cannot show is escaped, what it cannot take is lost, with one warning.
+
+    Args:
+      stream: gives the stream, sys.stdout for example, or None.
+    """
+
+    def __init__(self, stream: Callable[[], Any]):
+        self.stream, self._warned = stream, False
+
+    def write(self, text: str) -> int:
+        """As a stream's."""
+        self._attempt(lambda stream: _write(stream, text, flush=False))
+        return len(text)
+
+    def flush(self) -> None:
+        """As a stream's."""
+        self._attempt(lambda stream: _write(stream, ""))
+
+    def _attempt(self, action: Callable[[Any], None]) -> None:
+        try:
+            action(self.stream())
+        except OSError as error:
+            warned, self._warned = self._warned, True
+            if not warned:
+                warn(f"what goes to the screen is lost: {first_line(error)}")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "stream")(), name)
+
+
+@contextlib.contextmanager
+def forgiving_streams() -> Iterator[None]:
+    """Meanwhile stdout and stderr are outlets, for whatever prints: an environment that does is not to fail by it.
+
+    Where the process was started without one of the three standard streams, its descriptor is /dev/null's: else the
+    next file that is opened would get the number, and what libraries print would be written into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_outlet, before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+        for stream in before:  # what is left in them would fail at the interpreter's end, and change its exit code
+            try:
+                _write(stream, "")
+            except OSError:
+                _silence(stream)
+
+
+def _outlet(stream: Any) -> Any:
+    return None if stream is None else Outlet(lambda: stream)
+
+
+def _write(stream: Any, text: str, flush: bool = True) -> None:
+    """Writes to a stream; to none that is closed, or whose reader has gone.
+
+    Raises:
+      OSError: the stream fails otherwise.
+    """
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        if stream is not None:
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            if flush:
+                stream.flush()
+    except BrokenPipeError:
+        _silence(stream)
+    except ValueError:  # it was closed
+        pass
+
+
+def _silence(stream: Any) -> None:
+    """Lets what the stream holds, and what it is given from now on, go nowhere."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+        stream.flush()

@@ -9,7 +9,7 @@ import numpy as np
 from trpo_tf import seeds, training
 from trpo_tf.acting.stateful import stateful_act
 from trpo_tf.api import TRPO
-from trpo_tf.config import Config, EnvironmentConfig, EvaluateConfig, ExportConfig, to_dict
+from trpo_tf.config import Config, EnvironmentConfig, EvaluateConfig, ExportConfig, of_file, to_dict
 from trpo_tf.errors import UsageError
 from trpo_tf.messages import warn
 from trpo_tf.policy.tensor_actor import make_actor
@@ -53,8 +53,9 @@ def run_evaluation(config: EvaluateConfig, progress: Callable[[int], None] = lam
     """
     trained_on, flags, spaces, act = (_saved_model_act if config.saved_model else _checkpoint_act)(config)
     watched = config.render or bool(config.video)
+    most = flags.get("eval_envs") or flags.get("num_envs") or EnvironmentConfig.num_envs
     envs = _environments(config, trained_on, flags, watched).evaluation(
-        1 if watched else env_count(config.episodes),
+        1 if watched else env_count(config.episodes, most),
         seeds.derive_seed(config.seed),
         "human" if config.render else "rgb_array" if config.video else None,
         config.video,
@@ -63,12 +64,17 @@ def run_evaluation(config: EvaluateConfig, progress: Callable[[int], None] = lam
         ours = str(getattr(envs, name))
         if theirs is not None and theirs != ours and config.env and not watched:
             raise UsageError(f"--env={config.env}: its {name} is {ours}, the policy's is {theirs}")
-    return evaluate(act, envs, config.episodes, progress)
+    result = evaluate(act, envs, config.episodes, progress)
+    for line in result.warnings():
+        warn(line)
+    return result
 
 
 def _environments(config: EvaluateConfig, trained_on: str, flags: dict[str, Any], watched: bool) -> Environments:
     env = config.env or trained_on
-    known = flags if env == trained_on else {}
+    known = of_file(
+        flags if env == trained_on else {}, {"env": config.env, "allow_env_module": config.allow_env_module}
+    )
     made = {name: known.get(name, "") for name in ("env_options", "wrappers")}
     backend = known.get("env_backend", "auto") if config.env_backend == "auto" else config.env_backend
     return Environments(
@@ -92,7 +98,10 @@ def _saved_model_act(config: EvaluateConfig):
     spaces = {name: policy.metadata.get(name) for name in ("observation_space", "action_space")}
     draws = _row_seeds(config.seed)
     act = policy.stateful_act((lambda rows: next(draws)(rows)) if config.stochastic else None)
-    return trained_on, policy.metadata.get("flags", {}), spaces, act
+    flags = policy.metadata.get("flags", {})
+    if policy.metadata.get("backend") == "gymnasium":  # EnvPool may have another environment of this id
+        flags = flags | {"env_backend": "gymnasium"}
+    return trained_on, flags, spaces, act
 
 
 def _checkpoint_act(config: EvaluateConfig):
@@ -112,14 +121,11 @@ def _checkpoint_act(config: EvaluateConfig):
 
 def run_export(config: ExportConfig) -> Path:
     """Saves a run's newest or best checkpoint as the next numbered SavedModel; returns the version's directory."""
-    return _load(config).export(config.export_dir or Path(config.run_dir) / "saved_model")
+    return _load(config).export(config.export_dir)
 
 
 def _load(config: EvaluateConfig | ExportConfig) -> TRPO:
-    run_dir = Path(config.run_dir)
-    if not run_dir.is_dir():
-        raise UsageError(f"--run_dir={run_dir}: no such directory")
-    saved = checkpoint.newest(run_dir / ("best" if config.best else "checkpoints"), warn)
+    saved = checkpoint.newest(Path(config.run_dir) / ("best" if config.best else "checkpoints"), warn)
     return TRPO.of_checkpoint(saved, allow_env_module=config.allow_env_module)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,21 +12,23 @@ import tensorflow as tf
 from trpo_tf import faults, seeds, state
 from trpo_tf.acting.stateful import stateful_act
 from trpo_tf.config import Config, from_dict, structural, to_dict
-from trpo_tf.errors import EnvironmentFailure, UsageError
+from trpo_tf.errors import Error, UsageError
 from trpo_tf.learner.learner import Learner
 from trpo_tf.messages import warn
 from trpo_tf.policy.policy import Policy
 from trpo_tf.policy.tensor_actor import make_actor
 from trpo_tf.rollout.collector import Collector
 from trpo_tf.rollout.environments import Environments
-from trpo_tf.rollout.evaluation import Evaluation, env_count, evaluate
+from trpo_tf.rollout.evaluation import Evaluation, env_count, evaluate, longest_episode
 from trpo_tf.rollout.sources import RolloutSource
 from trpo_tf.rollout.sources.lagging import LaggingSource
 from trpo_tf.rollout.sources.local import LocalSource
 from trpo_tf.rollout.sources.prefetching import PrefetchingSource
+from trpo_tf.rollout.vector_env import VectorEnv
 from trpo_tf.run.checkpoint import Checkpoint
 from trpo_tf.run.directory import versions
 from trpo_tf.run.metrics.row import Row
+from trpo_tf.types import Rollout, pack, unpack
 
 _WINDOW = 20  # episodes in the running mean of returns
 
@@ -63,18 +65,20 @@ class Session:
         weights_seed = seeds.derive_seed(config.run.seed, seeds.WEIGHTS)
         forward_mode = config.trust_region.fisher_product == "forward"
         self.policy = Policy(*self.spaces, config.policy, weights_seed, policy_network, value_network, forward_mode)
-        if not environments.given:  # one step: an environment that cannot work fails before anything is written
-            probe.step(stateful_act(make_actor(self.policy, live=True))(probe.reset(), np.ones(1, bool)))
-        probe.close()
+        with contextlib.closing(probe):
+            if not environments.given:  # one step: an environment that cannot work fails before anything is written
+                probe.step(stateful_act(make_actor(self.policy, live=True))(probe.reset(), np.ones(1, bool)))
         self.learner = Learner(self.policy, config, seeds.derive_seed(config.run.seed, seeds.LEARNER))
         self.source = source
         self.total_steps = config.run.total_steps
-        self.update = self.env_steps = self.episodes = self.invalid = 0
-        self._renewal_due = False
+        self.update = self.env_steps = self.episodes = self.invalid = self.restarts = self.dropped = 0
+        self._rollout: Rollout | None = None  # collected, and not learned from
+        self._renewal_due = self._warned = False
         self.evaluation: dict[str, Any] | None = None  # the newest one, with the number of its update
         self._returns: deque[float] = deque(maxlen=_WINDOW)
         self._lengths: deque[int] = deque(maxlen=_WINDOW)
         self._began = 0.0
+        self.stopping: Callable[[], bool] = lambda: False  # whether the training under way is to end
 
     def start(self) -> None:
         """Makes the training environments, where none are there."""
@@ -110,7 +114,7 @@ class Session:
         """Takes updates until so many environment steps are done in all; yields the metrics of each.
 
         Raises:
-          EnvironmentFailure: the session is as after the last update.
+          Exception: whatever went wrong, the session is as after the last update.
         """
         self.total_steps = until
         while self.env_steps < until:
@@ -126,7 +130,7 @@ class Session:
             self.learner.wait()  # the value network acts, too: its states are stored
         self.source.publish(self.update, self.policy.get_weights())
         faults.point("collect")
-        rollout = self.source.next()
+        rollout = self._rollout = self._rollout or self.source.next()  # the one before, where its update failed
         steps = int(rollout.trajectory.mask.sum())
         boundary = (self.update + 1) % self.config.run.checkpoint_every == 0  # environments are rebuilt there
         if not boundary and self.env_steps + steps < self.total_steps:
@@ -135,14 +139,16 @@ class Session:
         faults.point("learn")
         learned, fit = self.learner.update(rollout, self.update, min(1.0, self.env_steps / self.total_steps))
         end = time.perf_counter()
+        self._rollout = None
         self.update += 1
         self.env_steps += steps
         self.episodes += len(rollout.episode_returns)
         self.invalid += rollout.invalid
+        self.restarts, self.dropped = rollout.restarts, rollout.dropped
         self._returns.extend(rollout.episode_returns)
         self._lengths.extend(rollout.episode_lengths)
         self._renewal_due = boundary
-        with contextlib.suppress(EnvironmentFailure):  # tried again, and raised, at the next step: this row is whole
+        with contextlib.suppress(Error):  # tried again, and raised, at the next step: this row is whole
             self._renew()
         times = {
             "time/collect_seconds": collected - start,
@@ -168,18 +174,30 @@ class Session:
             "env/episode_length": float(np.mean(self._lengths)) if self._lengths else None,
             "env/episodes": self.episodes,
             "env/invalid_rows": self.invalid,
+            "env/restarts": self.restarts,
+            "env/dropped_rows": self.dropped,
         }
 
     def evaluate(self, episodes: int) -> Evaluation:
         """Deterministic episodes in environments of their own, seeded by the update's number; kept as `evaluation`."""
         faults.point("evaluate")
         seed = seeds.derive_seed(self.config.run.seed, seeds.EVAL_ENVS, self.update)
-        envs = self.environments.evaluation(env_count(episodes), seed)
+        envs = self.evaluation_envs(episodes, seed)
         actor = make_actor(self.policy, live=True)
         actor.set_weights(self.policy.get_weights())
-        result = evaluate(stateful_act(actor), envs, episodes)
+        result = evaluate(stateful_act(actor), envs, episodes, stopping=self.stopping)
+        for line in result.warnings():
+            if not self._warned:
+                warn(line)
+        self._warned = self._warned or bool(result.warnings())
         self.evaluation = {"update": self.update} | result.summary()
         return result
+
+    def evaluation_envs(self, episodes: int, seed: int) -> VectorEnv:
+        """Fresh environments to evaluate in, as many as configured at most."""
+        most = self.config.run.eval_envs or self.config.environment.num_envs
+        longest = longest_episode(self.env_steps, episodes)
+        return self.environments.evaluation(env_count(episodes, most), seed, longest=longest)
 
     def reward_scale(self) -> float:
         """What a unit of the value network is in the environment's units of reward."""
@@ -197,11 +215,12 @@ class Session:
         counters = {"env_steps": self.env_steps, "episodes": self.episodes, "invalid": self.invalid}
         counters["renewal_due"] = int(self._renewal_due)
         window = {"returns": np.array(self._returns, np.float64), "lengths": np.array(self._lengths, np.float64)}
+        pending = {} if self._rollout is None else pack(self._rollout, "rollout")
         parts = {
             "policy": state.read(self.policy.variables_by_name()),
             "learner": self.learner.state(),
             "source": origin,
-            "session": {name: np.array(value) for name, value in counters.items()} | window,
+            "session": {name: np.array(value) for name, value in counters.items()} | window | pending,
         }
         arrays = {name: x for prefix, part in parts.items() for name, x in state.prefixed(prefix, part).items()}
         meta = {
@@ -229,9 +248,12 @@ class Session:
         self.invalid, self._renewal_due = int(counters["invalid"]), bool(counters["renewal_due"])
         self._returns = deque(counters["returns"].tolist(), _WINDOW)
         self._lengths = deque(counters["lengths"].astype(int).tolist(), _WINDOW)
+        self._rollout = unpack(counters, "rollout") if source else None
         if source:
             self.start()
             assert self.source is not None
+            if changed := _changed(saved.meta["versions"]):
+                warn(f"the checkpoint is of {changed}: the run goes on, but perhaps not to the bit")
             if not self.source.restore(state.part("source", saved.arrays)):
                 warn("the environments did not repeat themselves: the run goes on, but not to the bit")
 
@@ -253,10 +275,21 @@ class Session:
                 else "the checkpoint is of the networks of the flags, not of models of your own"
             )
         backend = self.environments.backend
-        if source and saved.meta["backend"] != backend:
-            raise UsageError(f"environments of {backend} here, of {saved.meta['backend']} in the checkpoint")
+        if saved.meta["backend"] != backend:
+            said = f"environments of {backend} here, of {saved.meta['backend']} in the checkpoint"
+            if source:
+                raise UsageError(said)
+            warn(said)
 
     def close(self) -> None:
         """Waits for a rollout under way, and frees the environments."""
         if self.source is not None:
             self.source.close()
+
+
+def _changed(before: dict[str, str]) -> str:
+    """Packages of other versions than now."""
+    now = versions()
+    return ", ".join(
+        f"{name} {before[name]}, not {now[name]}" for name in now if before.get(name) not in (None, now[name])
+    )

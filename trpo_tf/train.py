@@ -3,20 +3,25 @@
 from pathlib import Path
 
 from trpo_tf import cli
-from trpo_tf.config import Config, from_dict
+from trpo_tf.config import Config, from_dict, of_file
 from trpo_tf.errors import UsageError
 
 
 def main(given):
-    """Trains with the flags given; a resumed run takes the others from its checkpoint."""
+    """Trains with the flags given; a resumed run takes the others from its checkpoint, but for places and imports."""
     if given.get("resume"):
         if not given.get("run_dir"):
             raise UsageError("--resume needs --run_dir, the run to go on with")
         from trpo_tf.run import checkpoint
 
         saved = checkpoint.newest(Path(given["run_dir"]) / "checkpoints").meta["config"]
-        given = saved | {"allow_env_module": False} | given
+        given = of_file(saved, given) | {"allow_env_module": False} | given
     config = from_dict(given)
+    if not config.run.run_dir:
+        from trpo_tf.run.directory import default_name
+
+        config = config.replace(run_dir=default_name(config))
+    cli.check_paths(config)
     return cli.PREEMPTED if cli.load_runs().run_training(config).preempted else cli.OK
 
 

@@ -1,6 +1,7 @@
 """The loop of training: updates, callbacks after each, signals; and the run of the training command."""
 
 import contextlib
+import functools
 import gc
 import signal
 import threading
@@ -12,7 +13,7 @@ import tensorflow as tf
 
 from trpo_tf.callbacks import Checkpoint, CsvLogger, Evaluate, Export, Screen, TensorBoardLogger
 from trpo_tf.config import ComputeConfig
-from trpo_tf.errors import EnvironmentFailure, first_line
+from trpo_tf.errors import Interrupted, described
 from trpo_tf.messages import warn
 from trpo_tf.rollout.backends.base import usable_cores
 from trpo_tf.rollout.evaluation import Evaluation
@@ -37,67 +38,98 @@ def learn(agent: Any, until: int, callbacks: list[Callback], stopping: Callable[
       agent: a TRPO.
       until: environment steps.
       callbacks: in the order they are called; the agent knows them.
-      stopping: asked before every update; True interrupts the training.
+      stopping: asked before every update, and in evaluations; True interrupts the training.
 
     Returns:
       Whether the training is over; False where it was interrupted.
 
     Raises:
-      EnvironmentFailure: every callback's `finish(agent, False)` was called before, so Checkpoint has saved.
-      Exception: of a callback; likewise.
+      EnvironmentFailure: environments failed. Before, every callback's `finish(agent, False)` was called, so Checkpoint
+        has saved the state after the last whole update.
+      BaseException: whatever else an update or a callback raised, SystemExit too; likewise. Only a KeyboardInterrupt
+        leaves at once.
     """
-    session, done, error = agent.session, False, None
+    session, done = agent.session, False
+    error: BaseException | None = None
     with contextlib.ExitStack() as stack:
+        stack.callback(setattr, session, "stopping", session.stopping)
+        session.stopping = stopping
         stack.callback(gc.unfreeze)
         for callback in reversed(callbacks):
-            stack.callback(callback.close)
+            stack.callback(_close, callback)
             callback.start(agent)
+        for callback in callbacks:
+            callback.secure(agent)
         first = session.update
         try:
             updates = session.updates(until)
-            while not (done or error or stopping()) and (row := next(updates, None)) is not None:
+            while not (done or error is not None or stopping()) and (row := next(updates, None)) is not None:
                 done, error = _call_all(agent, row, callbacks)
                 if session.update == first + 1:
                     # TensorFlow's graphs are many objects; walking them at every collection costs a tenth of the time.
                     gc.collect()
                     gc.freeze()
-        except EnvironmentFailure as failure:
-            error = failure
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised:
+            error = raised
         done = error is None and (done or session.env_steps >= until)
         error = _finish_all(agent, callbacks, done, error)
+        if isinstance(error, Interrupted):
+            warn(error.message)
+            return False
         if error is not None:
             raise error
     return done
 
 
-def _call_all(agent: Any, row: Row, callbacks: list[Callback]) -> tuple[bool, Exception | None]:
+def _call_all(agent: Any, row: Row, callbacks: list[Callback]) -> tuple[bool, BaseException | None]:
     """Calls every callback; whether one of them ends the training, and the first exception of one."""
     done, error = False, None
     for callback in callbacks:
         try:
             answer = callback(agent, row)
             done = done or (answer is not None and not answer)
-        except Exception as raised:
-            error = error or raised
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised:
+            error = _first(error, raised)
     return done, error
 
 
-def _finish_all(agent: Any, callbacks: list[Callback], done: bool, error: Exception | None) -> Exception | None:
+def _finish_all(agent: Any, callbacks: list[Callback], done: bool, error: BaseException | None) -> BaseException | None:
     """Lets every callback finish; the first exception, `error` if there was one before. Later ones are a warning."""
-    for callback in callbacks:
+    secure = [(callback, functools.partial(callback.secure, agent)) for callback in callbacks]
+    finish = [(callback, functools.partial(callback.finish, agent, done)) for callback in callbacks]
+    for callback, call in [*secure, *finish]:
         try:
-            callback.finish(agent, done)
-        except Exception as raised:
-            if error is not None:
-                warn(f"{type(callback).__name__} could not finish: {first_line(raised)}")
-            error = error or raised
+            call()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised:
+            if error is not None and _first(error, raised) is error:
+                warn(f"{type(callback).__name__} could not finish: {described(raised)}")
+            error = _first(error, raised)
     return error
+
+
+def _first(before: BaseException | None, error: BaseException) -> BaseException:
+    """Which of two exceptions is to be raised; that an evaluation was given up is none."""
+    return error if before is None or isinstance(before, Interrupted) else before
+
+
+def _close(callback: Callback) -> None:
+    try:
+        callback.close()
+    except Exception as error:  # which would hide what was raised before
+        warn(f"{type(callback).__name__} could not be closed: {described(error)}")
 
 
 def run(make_agent: Callable[[], Any]) -> Result:
     """The run of the training command: all that the agent's configuration asks for, into a run directory.
 
-    The first SIGINT or SIGTERM lets the update under way finish and saves a checkpoint; a second one ends the process.
+    The first SIGINT, SIGTERM or SIGHUP lets the update under way finish and saves a checkpoint; a second one ends the
+    process.
 
     Args:
       make_agent: makes a TRPO, or takes one up from a checkpoint.
@@ -112,8 +144,8 @@ def run(make_agent: Callable[[], Any]) -> Result:
         path = Path(config.run_dir or default_name(agent.config))
         final = config.final_eval_episodes, path / "evaluation.json"
         evaluate = Evaluate(config.eval_every, config.eval_episodes, path / "best", *final)
-        name = agent.config.environment.env
-        screen = Screen(greeting=f"{name}, seed {config.seed}, {rows} transitions per update, in {path}")
+        name, backend = agent.config.environment.env, agent.session.environments.backend_reason
+        screen = Screen(greeting=f"{name} ({backend}), seed {config.seed}, {rows} transitions per update, in {path}")
         loggers = [CsvLogger(path / "progress.csv"), *[TensorBoardLogger(path / "tensorboard")] * config.tensorboard]
         export = Export(config.export_dir or path / "saved_model", config.export_every, config.export)
         saver = Checkpoint(path, config.checkpoint_every, config.keep_checkpoints)
@@ -139,7 +171,7 @@ def use_threads(config: ComputeConfig) -> None:
 
 @contextlib.contextmanager
 def signals(leave_at_once: bool = False) -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets.
+    """An event that the first SIGINT, SIGTERM or SIGHUP sets; what the process ignores, as under nohup, it ignores on.
 
     leave_at_once: a second signal ends the process at once; else it has the effect that it had before, which for SIGINT
     is a KeyboardInterrupt.
@@ -148,7 +180,9 @@ def signals(leave_at_once: bool = False) -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    previous = {number: handler for number, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
 
     def handle(*_: Any) -> None:
         event.set()

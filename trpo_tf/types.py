@@ -40,6 +40,8 @@ class Rollout(NamedTuple):
     episode_returns: list[float]  # undiscounted, of the whole episodes that ended
     episode_lengths: list[int]
     invalid: int  # transitions that were masked, because they held NaN or infinity
+    restarts: int = 0  # environments made anew so far, because they failed
+    dropped: int = 0  # transitions so far that were masked with them
 
 
 def pack(rollout: Rollout, prefix: str) -> dict[str, np.ndarray]:
@@ -48,6 +50,7 @@ def pack(rollout: Rollout, prefix: str) -> dict[str, np.ndarray]:
     trajectory = fields.pop("trajectory")._asdict()
     leaves = {f"obs/{name}": x for name, x in trajectory.pop("obs").items()} | trajectory
     numbers = {"episode_returns": np.float64, "episode_lengths": np.int64, "invalid": np.int64}
+    numbers |= {"restarts": np.int64, "dropped": np.int64}
     leaves |= {name: np.asarray(x, numbers.get(name)) for name, x in fields.items()}
     return {f"{prefix}/{name}": x for name, x in leaves.items()}
 
@@ -59,7 +62,8 @@ def unpack(arrays: dict[str, np.ndarray], prefix: str) -> Rollout | None:
         return None
     obs = {name.removeprefix("obs/"): x for name, x in leaves.items() if name.startswith("obs/")}
     trajectory = Trajectory(obs, **{name: leaves[name] for name in Trajectory._fields if name != "obs"})
-    numbers = leaves["episode_returns"].tolist(), leaves["episode_lengths"].tolist(), int(leaves["invalid"])
+    counts = (int(leaves[name]) for name in ("invalid", "restarts", "dropped"))
+    numbers = leaves["episode_returns"].tolist(), leaves["episode_lengths"].tolist(), *counts
     return Rollout(trajectory, leaves["behavior_params"], leaves["version"], leaves["discounted_return"], *numbers)
 
 

@@ -173,6 +173,7 @@ static void put(TF_DataType dtype, void* data, int64_t at, const char* word, cha
     case TF_DOUBLE: ((double*)data)[at] = strtod(word, end); break;
     case TF_INT64: ((int64_t*)data)[at] = strtoll(word, end, 10); break;
     case TF_INT32: ((int32_t*)data)[at] = (int32_t)strtol(word, end, 10); break;
+    case TF_INT16: ((int16_t*)data)[at] = (int16_t)strtol(word, end, 10); break;
     case TF_INT8: ((int8_t*)data)[at] = (int8_t)strtol(word, end, 10); break;
     case TF_UINT8: ((uint8_t*)data)[at] = (uint8_t)strtol(word, end, 10); break;
     case TF_BOOL: ((uint8_t*)data)[at] = strtol(word, end, 10) != 0; break;
@@ -186,6 +187,7 @@ static void print(TF_DataType dtype, const void* data, int64_t at) {
     case TF_DOUBLE: printf("%.17g", ((const double*)data)[at]); break;
     case TF_INT64: printf("%" PRId64, ((const int64_t*)data)[at]); break;
     case TF_INT32: printf("%" PRId32, ((const int32_t*)data)[at]); break;
+    case TF_INT16: printf("%d", ((const int16_t*)data)[at]); break;
     case TF_INT8: printf("%d", ((const int8_t*)data)[at]); break;
     case TF_UINT8: printf("%d", ((const uint8_t*)data)[at]); break;
     case TF_BOOL: printf("%d", ((const uint8_t*)data)[at] != 0); break;

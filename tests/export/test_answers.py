@@ -76,7 +76,7 @@ def test_a_c_program_answers_as_the_policy(exported, native):
 def native_answer(native, exported, signature, inputs):
     count = len(next(iter(inputs.values())))
     lines = np.concatenate([np.asarray(inputs[name], np.float64).reshape(count, -1) for name in sorted(inputs)], 1)
-    text = "\n".join(" ".join(f"{x:.9g}" for x in line) for line in lines) + "\n"
+    text = "\n".join(" ".join(f"{x:.17g}" for x in line) for line in lines) + "\n"
     done = subprocess.run([native, exported.path, signature, "100"], input=text, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [dict(part.split("=") for part in line.split()) for line in done.stdout.splitlines()]

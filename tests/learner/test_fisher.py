@@ -1,5 +1,7 @@
 """Fisher products against independent references, in float64, for distributions and for every kind of network."""
 
+import contextlib
+
 import gymnasium as gym
 import keras
 import numpy as np
@@ -9,7 +11,7 @@ import tensorflow as tf
 from tests.spaces_table import OBSERVATIONS
 from trpo_tf.config import PolicyConfig
 from trpo_tf.learner import fisher
-from trpo_tf.policy import distributions
+from trpo_tf.policy import construction, distributions
 from trpo_tf.policy.policy import Policy
 
 SPACES = {"gaussian": gym.spaces.Box(-1, 1, (2,)), "categorical": gym.spaces.Discrete(3, start=5)}
@@ -128,16 +130,18 @@ NETWORKS = {
 
 
 @pytest.fixture(params=list(NETWORKS))
-def policy(request):
+def policy(request, monkeypatch):
     """A policy in float64 with random weights, and features of 8 rows: two sequences of four."""
+    monkeypatch.setattr(construction, "keras_defaults", contextlib.nullcontext)  # they would make it float32
+    before = keras.config.dtype_policy(), keras.config.floatx()
     keras.config.set_dtype_policy("float64")
     keras.config.set_floatx("float64")
     try:
         name, changes = NETWORKS[request.param]
         made = Policy(OBSERVATIONS[name], SPACES["gaussian"], PolicyConfig(**changes), 0)
     finally:
-        keras.config.set_dtype_policy("float32")
-        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy(before[0])
+        keras.config.set_floatx(before[1])
     rng = np.random.default_rng(1)
     features = {}
     for name, (shape, dtype) in made.specs.items():

@@ -1,5 +1,9 @@
 """Models of the user's: whatever they raise is one line that names them, at every call."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import gymnasium as gym
 import keras
 import numpy as np
@@ -80,7 +84,7 @@ def test_what_is_no_tensor_is_named():
 
     with pytest.raises(UsageError, match="policy_network does not make a tensor"):
         make(Texts())
-    with pytest.raises(UsageError, match="value_network does not make a tensor"):
+    with pytest.raises(UsageError, match="value_network is builtins's str; a model of Keras 3 is needed"):
         make(value_network="value.keras")
 
 
@@ -108,3 +112,99 @@ def test_images_tell_whether_features_hold_any():
 
 def zeros(policy):
     return {name: tf.zeros([2, *shape], dtype) for name, (shape, dtype) in policy.specs.items()}
+
+
+def dense(*layers):
+    return keras.Sequential([keras.layers.Input((3,)), *layers])
+
+
+class Named(keras.Model):
+    """A model that gives a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, x, training=None):
+        return {"mean": self.dense(x)}
+
+
+def not_keras_3():
+    import tf_keras
+
+    return tf_keras.Sequential([tf_keras.layers.Dense(2)])
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: dense(keras.layers.Dense(2, trainable=False)), "has nothing to train: every layer is frozen"),
+        (
+            lambda: dense(keras.layers.Dense(2, dtype="float64", name="wide")),
+            "has weights of float64; float32 is needed.*: .*wide/kernel",
+        ),
+        (lambda: dense(keras.layers.Dense(2, dtype="float16")), "has weights of float16"),
+        (Named, r"gives a dict; one tensor \[N, 2\] is needed"),
+        (not_keras_3, "is tf_keras's Sequential; a model of Keras 3 is needed"),
+        (lambda: lambda x: x, "is builtins's function; a model of Keras 3 is needed"),
+    ],
+)
+def test_models_that_cannot_be_trained_are_refused_by_name(model, message):
+    with pytest.raises(UsageError, match=f"^policy_network {message}") as raised:
+        make(policy_network=model())
+    assert "\n" not in str(raised.value)
+
+
+def test_frozen_layers_stay_and_the_others_are_trained():
+    frozen = keras.layers.Dense(4, "tanh", trainable=False)
+    policy = make(policy_network=dense(frozen, keras.layers.Dense(2)))
+    assert policy.network.size == 4 * 2 + 2 + 2  # the last layer, and log_std
+    before = frozen.kernel.numpy()
+    theta = policy.network.theta() + 1.0
+    policy.network.assign(theta)
+    np.testing.assert_array_equal(frozen.kernel, before)
+    features = policy.preprocess({"observation": tf.zeros([2, 3])})
+    np.testing.assert_allclose(policy.params(theta, features), policy.step({"observation": tf.zeros([2, 3])})[0])
+
+
+def test_global_settings_of_keras_do_not_reach_the_networks():
+    """keras.json with float64, channels_first and another backend: everything is float32, and acts as without it."""
+    code = """
+import os, pathlib, tempfile
+home = tempfile.mkdtemp()
+os.environ |= {"KERAS_HOME": home, "TF_CPP_MIN_LOG_LEVEL": "3"}
+text = '{"floatx": "float64", "epsilon": 1e-7, "backend": "jax", "image_data_format": "channels_first"}'
+pathlib.Path(home, "keras.json").write_text(text)
+from trpo_tf.policy.policy import Policy
+import gymnasium as gym, keras, numpy as np
+from trpo_tf.config import PolicyConfig
+assert keras.config.floatx() == "float64" and keras.config.backend() == "tensorflow", keras.config.floatx()
+space = gym.spaces.Dict({"image": gym.spaces.Box(0, 255, (16, 20, 3), np.uint8), "x": gym.spaces.Box(-1, 1, (2,))})
+for settings in ({"image_encoder": "trpo", "layer_norm": True}, {"network": "gru", "image_encoder": "flat"}):
+    policy = Policy(space, gym.spaces.Discrete(2), PolicyConfig(hidden_sizes=(4,), **settings), 0)
+    odd = [v.path for v in policy.network.model.weights if v.dtype != "float32"]
+    assert not odd, odd
+    obs = {name: np.zeros((3, *shape), dtype) for name, (shape, dtype) in policy.specs.items()}
+    params, _, _ = policy.act(obs, np.zeros((3, 2), np.float32))
+    assert params.dtype == "float32", params.dtype
+assert keras.config.floatx() == "float64" and keras.config.image_data_format() == "channels_first"
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_keras_on_another_backend_is_refused():
+    code = """
+import sys, types
+keras = types.ModuleType("keras")
+keras.backend = types.SimpleNamespace(backend=lambda: "jax")
+sys.modules["keras"] = keras
+from trpo_tf.errors import UsageError
+try:
+    import trpo_tf.policy
+except UsageError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert "Keras runs on jax in this process; KERAS_BACKEND=tensorflow is needed" in done.stdout, done.stderr[-2000:]

@@ -49,9 +49,48 @@ def test_a_sample_is_of_the_space_and_the_same_every_time():
     encoder = encoders.Encoder(space)
     first, second = encoder.sample(20), encoder.sample(20)
     assert {name: (x.shape, x.dtype) for name, x in first.items()} == {
-        "a": ((20, 2), np.dtype(np.float32)), "b": ((20,), np.dtype(np.int64)),
+        "a": ((20, 2), np.dtype(np.float64)), "b": ((20,), np.dtype(np.int64)),
     }  # fmt: skip
     assert ((first["a"] >= 2) & (first["a"] <= 3)).all()
     assert set(first["b"]) == {4, 5, 6}
     for name, x in first.items():
         np.testing.assert_array_equal(x, second[name])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [
+        (np.float16, np.float32), (np.float32, np.float32), (np.float64, np.float64), (np.longdouble, np.float64),
+        (np.int8, np.float32), (np.uint8, np.float32), (np.int16, np.float32), (np.uint16, np.float32),
+        (np.int32, np.float64), (np.uint32, np.float64), (np.int64, np.float64), (np.uint64, np.float64),
+        (bool, np.int8),
+    ],
+)  # fmt: skip
+def test_numbers_that_float32_does_not_hold_are_stored_as_float64(dtype, stored):
+    encoder = encoders.Encoder(gym.spaces.Box(0, 1, (2,), dtype))
+    leaf = encoder.leaves["observation"]
+    assert leaf.dtype == stored
+    obs = np.array([[0, 1], [1, 1]]).astype(stored)
+    for features in (encoder(plain(tf.constant(obs))), encoder.arrays(plain(obs))):
+        assert features["vector"].dtype == (np.float64 if stored == np.float64 else np.float32)
+
+
+def test_a_vector_is_float64_where_one_part_is():
+    spaces = {
+        "time": gym.spaces.Box(0, 2e9, (1,), np.int64),
+        "x": gym.spaces.Box(-1, 1, (1,)),
+        "y": gym.spaces.Discrete(2),
+    }
+    encoder = encoders.Encoder(gym.spaces.Dict(spaces))
+    obs = {"time": np.array([[1_700_000_001.0]]), "x": np.array([[0.5]], np.float32), "y": np.array([1])}
+    for features in (encoder(obs), encoder.arrays(obs)):
+        assert features["vector"].dtype == np.float64
+        np.testing.assert_array_equal(features["vector"], [[1_700_000_001.0, 0.5, 0, 1]])
+    assert encoder.arrays.dtype == np.float64
+
+
+def test_a_mask_of_wide_numbers_is_no_reason_for_float64():
+    space = gym.spaces.Dict({"x": gym.spaces.Box(-1, 1, (1,)), "action_mask": gym.spaces.Box(0, 1, (3,), np.int64)})
+    encoder = encoders.Encoder(space, 3)
+    assert encoder.leaves["action_mask"].dtype == np.float32
+    assert encoder.arrays.dtype == np.float32

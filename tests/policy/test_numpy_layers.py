@@ -126,14 +126,17 @@ def test_a_model_of_another_class_acts_through_tensorflow():
         assert_acts_as_the_policy(make_actor(policy), policy)
 
 
-def test_the_networks_of_the_settings_under_another_dtype_policy_act_through_tensorflow():
-    before = keras.config.dtype_policy()
+def test_the_networks_of_the_settings_are_float32_under_another_dtype_policy_too():
+    config = PolicyConfig(hidden_sizes=(4,))
+    usual, before = Policy(OBSERVATION, ACTION, config, 0).acting_spec(), keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        policy = Policy(OBSERVATION, ACTION, PolicyConfig(hidden_sizes=(4,)), 0)
+        policy = Policy(OBSERVATION, ACTION, config, 0)
     finally:
         keras.config.set_dtype_policy(before)
-    assert policy.acting_spec() is None
+    assert usual is not None
+    assert policy.acting_spec().layers == usual.layers
+    assert {x.dtype for name, x in policy.get_weights().items() if "normalizer" not in name} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,7 @@ def test_models_of_the_users_act_and_estimate():
 @pytest.mark.parametrize(
     ("networks", "message"),
     [
-        ((keras.Model(x := keras.Input((3,)), [x, x]), None), "policy_network does not make a tensor of"),
+        ((keras.Model(x := keras.Input((3,)), [x, x]), None), r"policy_network gives a list; one tensor \[N, 2\]"),
         ((dense(2, keras.layers.Reshape((3, 1)), keras.layers.LSTM(2)), None), "fisher_product=reverse can"),
         (twins(), "share variables"),
         ((dense(3), None), r"policy_network gives \(3,\) numbers for an observation; 2 are needed"),

@@ -55,7 +55,9 @@ class Drawn(gym.Env):
         return obs, reward, self.count == 5, self.count == 5, self._info()
 
     def _info(self):
-        return {"action_mask": self.np_random.integers(2, size=4).astype(np.int8)} if self.masked else {}
+        mask = self.np_random.integers(2, size=4).astype(np.int8)
+        mask[self.np_random.integers(4)] = 1
+        return {"action_mask": mask} if self.masked else {}
 
 
 class Broke(Exception):

@@ -37,7 +37,7 @@ def drawn(space, count, rng):
     if isinstance(space, gym.spaces.MultiBinary):
         return rng.integers(2, size=(count, *space.shape)).astype(np.int8)
     low, high = np.maximum(space.low, -2), np.minimum(space.high, 2)
-    return rng.uniform(low, high, (count, *space.shape)).astype(np.float32)
+    return rng.uniform(low, high, (count, *space.shape)).astype(space.dtype)
 
 
 def run(envs, steps, seed=0):

@@ -1,10 +1,12 @@
 """The backends one by one: EnvPool's shortcuts, seeds, which backend has an id."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from tests.rollout import counting  # noqa: F401, registers its environments
-from tests.rollout.helpers import BACKENDS, NEEDS_ENVPOOL, run, vector_env
+from tests.rollout.helpers import BACKENDS, NEEDS_ENVPOOL, environments, run, vector_env
+from tests.rollout.odd import Odd
 from trpo_tf.errors import UsageError
 from trpo_tf.rollout.backends import envpool as envpool_backend
 from trpo_tf.rollout.backends.resolve import resolve_backend
@@ -91,7 +93,48 @@ def test_auto_takes_envpool_where_it_can_and_gymnasium_elsewhere(monkeypatch):
 
 
 def test_environments_of_the_old_api_are_named():
-    envs = vector_env("Old-v0", 1, 0)
+    envs = environments("Old-v0").probe()
     envs.reset()
     with pytest.raises(UsageError, match=r"Old-v0.*\(obs, reward, terminated, truncated, info\)"):
         envs.step(np.zeros((1, 1), np.float32))
+
+
+@pytest.fixture
+def registered():
+    """Registers an id anew, with an observation of 7 numbers, for the time of a test."""
+    before = dict(gym.registry)
+
+    def register(env_id):
+        gym.registry.pop(env_id, None)
+        gym.register(env_id, lambda render_mode=None: Odd(gym.spaces.Box(-1, 1, (7,)), obs=np.zeros(7, np.float32)))
+
+    yield register
+    gym.registry.clear()
+    gym.registry.update(before)
+
+
+@NEEDS_ENVPOOL
+def test_what_the_user_registered_goes_before_what_envpool_has(registered):
+    assert environments("CartPole-v1").backend_reason == "EnvPool; gymnasium has it, too"
+    assert environments("CartPole-v1", 1, "gymnasium").backend_reason == "gymnasium; EnvPool has it, too"
+    assert environments("Pong-v5").backend_reason == "EnvPool"
+    assert environments("Counting-v0").backend_reason == environments(Odd).backend_reason == "gymnasium"
+    for env in ("CartPole-v1", "Pong-v5"):
+        registered(env)
+        made = environments(env)
+        assert made.backend == "gymnasium"
+        assert made.backend_reason == "gymnasium, as registered in this process; EnvPool has it, too"
+        assert made.probe().observation_space.shape == made.evaluation(1, 0).observation_space.shape == (7,)
+        assert environments(env, 1, "envpool").training(0).observation_space.shape[-1] in (4, 84)
+
+
+@NEEDS_ENVPOOL
+def test_two_environments_of_one_id_with_different_spaces_are_named(capsys):
+    assert environments("Blackjack-v1").probe().backend == "envpool"
+    said = capsys.readouterr().err
+    assert said.startswith("trpo_tf: --env=Blackjack-v1: its observation space is Box(0, 31, (3,), int32) in EnvPool")
+    assert "Tuple(Discrete(32), Discrete(11), Discrete(2)) in gymnasium, which --env_backend=gymnasium takes" in said
+    assert said.count("\n") == 1
+    for env, backend in (("Blackjack-v1", "envpool"), ("CartPole-v1", "auto"), ("HalfCheetah-v5", "auto")):
+        environments(env, 1, backend).probe()
+    assert capsys.readouterr().err == ""

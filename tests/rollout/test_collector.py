@@ -1,11 +1,14 @@
 """Trajectories: what is stored, NaN from environments, replay."""
 
+import functools
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.rollout import counting
+from tests.rollout.flaky import Flaky, chance, drawn
 from trpo_tf.config import EnvironmentConfig, PolicyConfig
 from trpo_tf.errors import EnvironmentFailure
 from trpo_tf.policy.policy import Policy
@@ -20,8 +23,10 @@ GAMMA = 0.9
 class Source:
     """A collector with draws of its own; its `collect` gives a trajectory and the rollout."""
 
-    def __init__(self, env, num_envs, time_steps, backend, limit):
-        environments = Environments(EnvironmentConfig(env=env, num_envs=num_envs, env_backend=backend))
+    def __init__(self, env, num_envs, time_steps, backend, limit, **settings):
+        named, given = (env, None) if isinstance(env, str) else ("given", env)
+        config = EnvironmentConfig(env=named, num_envs=num_envs, env_backend=backend, **settings)
+        environments = Environments(config, given)
         probe = environments.probe()
         self.policy = Policy(probe.observation_space, probe.action_space, PolicyConfig(hidden_sizes=(8,)), 0)
         probe.close()
@@ -36,8 +41,8 @@ class Source:
         return rollout.trajectory, rollout
 
 
-def collector(env="Pendulum-v1", num_envs=3, time_steps=16, backend="auto", limit=100):
-    source = Source(env, num_envs, time_steps, backend, limit)
+def collector(env="Pendulum-v1", num_envs=3, time_steps=16, backend="auto", limit=100, **settings):
+    source = Source(env, num_envs, time_steps, backend, limit, **settings)
     return source.policy, source
 
 
@@ -188,3 +193,109 @@ def test_versions_are_those_of_the_policy_that_acted():
     rollout = source.collector.collect(noise, lambda params, action: np.zeros(len(action), np.float32), 7)
     assert (rollout.version == 7).all()
     assert rollout.version.dtype == np.int32
+
+
+def failing_at(*numbers):
+    """Fails at these steps of all environments together, counted from the first of training."""
+
+    def fault(env, call, count):
+        if call == "step" and count in numbers:
+            raise ValueError(f"step {count} failed")
+
+    return fault
+
+
+def flaky(fault, *args, **settings):
+    _, source = collector(functools.partial(Flaky, fault), *args, "gymnasium", **settings)
+    Flaky.counts.clear()
+    return source
+
+
+def test_the_fragment_of_an_episode_that_fails_is_masked_and_counted():
+    """Of two environments the second fails at time 9 of the second rollout of 12: its step 22 of 24."""
+    source = flaky(failing_at(24 + 20), 2, 12)
+    first, rollout = source.collect()
+    assert (first.mask.all(), rollout.restarts, rollout.dropped) == (True, 0, 0)
+    second, rollout = source.collect()
+    assert second.mask[:, 0].all()
+    assert second.mask[:, 1].tolist() == [0] * 11 + [1]
+    assert second.reward[:, 1].tolist() == [0] * 11 + [1]
+    assert second.truncated[:, 1].tolist() == [False] * 9 + [True] + [False] * 2
+    assert not second.terminated.any()
+    assert (rollout.restarts, rollout.dropped, rollout.invalid) == (1, 9, 0)
+    assert second.obs["observation"][11, 1, 1] == 0, "the first observation of the next episode"
+    assert rollout.discounted_return[11].tolist()[1] == 1, "its stream begins anew"
+    third, rollout = source.collect()
+    assert (third.mask.all(), rollout.restarts, rollout.dropped) == (True, 1, 9)
+
+
+def test_what_ended_before_a_failure_is_kept():
+    """An episode ends at time 4, the next one fails at time 8: rows 6 and 7 are lost, the first episode is not."""
+
+    def fault(env, call, count):
+        if (call, count) == ("step", 4 + 4):
+            raise ValueError
+        return (lambda result: (*result[:2], True, *result[3:])) if (call, count) == ("step", 5) else None
+
+    trajectory, rollout = flaky(fault, 1, 12).collect()
+    assert trajectory.mask[:, 0].tolist() == [1] * 5 + [0] * 5 + [1] * 2
+    assert (rollout.episode_lengths, rollout.dropped) == ([5], 2)
+
+
+def test_more_restarts_than_allowed_are_a_failure_and_nothing_has_changed(capsys):
+    source = flaky(failing_at(5, 30, 36), 2, 12, max_env_restarts=2)
+    source.collect()
+    before = {name: x.tobytes() for name, x in source.collector.state().items()}
+    with pytest.raises(EnvironmentFailure, match=r"ValueError: step 36 failed \(env=.*Flaky, .*; max_env_restarts=2"):
+        source.collect()
+    assert {name: x.tobytes() for name, x in source.collector.state().items()} == before
+    assert capsys.readouterr().err.splitlines() == [
+        "trpo_tf: environment failed: ValueError: step 5 failed (--env=tests.rollout.flaky:Flaky, environment 0 of 2);"
+        " made anew, its episode is dropped"
+    ]
+
+
+def test_after_a_failure_the_next_rollout_is_that_of_a_restored_collector():
+    source, calm = flaky(failing_at(30), 2, 12, max_env_restarts=0), flaky(failing_at(), 2, 12)
+    source.collect()
+    state = source.collector.state()
+    with pytest.raises(EnvironmentFailure, match="step 30 failed"):
+        source.collect()
+    assert calm.collector.restore(state)
+    for _ in range(2):
+        (_, a), (_, b) = source.collect(), calm.collect()
+        assert same(a[:4], b[:4])
+        assert a[4:] == b[4:]
+
+
+@pytest.mark.parametrize("fault", [drawn, chance])
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_collector_is_restored_to_the_bit_where_environments_failed(fault, processes):
+    """Whether they fail by their seeds, or at other steps when they are asked again."""
+    calm = flaky(failing_at(), 3, 16)
+
+    def another():
+        config = EnvironmentConfig(env="given", num_envs=3, env_processes=processes, max_env_restarts=1000)
+        made = Environments(config, functools.partial(Flaky, fault(0.03)))
+        return Collector(made.training, calm.collector._actor, 16, GAMMA, 100)
+
+    def collect(one):
+        calm.collector = one
+        return calm.collect()[1]
+
+    undisturbed, resumed = another(), another()
+    undisturbed.rebuild(3)
+    for _ in range(5):
+        rollout = collect(undisturbed)
+    assert rollout.restarts > 2
+    assert rollout.dropped > 10
+    state = undisturbed.state()
+    assert resumed.restore({name: x.copy() for name, x in state.items()})
+    again = resumed.state()
+    assert {name: x.tobytes() for name, x in again.items()} == {name: x.tobytes() for name, x in state.items()}
+    a, b = collect(undisturbed), collect(resumed)
+    if fault is drawn:
+        assert same(a[:4], b[:4])
+        assert a[4:] == b[4:]
+    undisturbed.close()
+    resumed.close()

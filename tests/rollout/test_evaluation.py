@@ -1,5 +1,7 @@
 """Whole episodes of a policy that does not learn: which are counted, what the policy is given, that all is closed."""
 
+import json
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -7,13 +9,12 @@ import pytest
 from tests.rollout import counting
 from tests.rollout.helpers import environments
 from trpo_tf.errors import EnvironmentFailure
-from trpo_tf.rollout import evaluation
-from trpo_tf.rollout.evaluation import Evaluation, env_count, evaluate
+from trpo_tf.rollout.evaluation import Evaluation, env_count, evaluate, longest_episode
 
 
-def watched(env, num_envs, seed):
+def watched(env, num_envs, seed, **settings):
     """Fresh environments, and how often they were closed."""
-    envs, closed = environments(env).evaluation(num_envs, seed), []
+    envs, closed = environments(env).evaluation(num_envs, seed, **settings), []
     close = envs.close
     envs.close = lambda: (closed.append(True), close())
     return envs, closed
@@ -43,11 +44,54 @@ def test_the_policy_is_told_where_episodes_begin():
         np.testing.assert_array_equal(is_first, step == 0)
 
 
-def test_episodes_without_end_are_counted_as_they_stand(monkeypatch):
-    monkeypatch.setattr(evaluation, "_LONGEST", 2)
-    envs, _ = watched("Counting-v0", 1, 4)
-    result = evaluate(lambda obs, is_first: np.ones(1, np.int64), envs, 3)
-    assert result.lengths.max() == 2
+def test_episodes_without_end_are_counted_as_they_stand_and_begin_anew():
+    """Counting's episodes last 2, 3, 4, 5, 2 ... steps."""
+    envs, _ = watched("Counting-v0", 1, 4, longest=3)
+    seen = []
+
+    def act(obs, is_first):
+        seen.append(obs["observation"][0].tolist())
+        return np.ones(1, np.int64)
+
+    result = evaluate(act, envs, 5)
+    assert result.lengths.tolist() == [2, 3, 3, 3, 2]
+    assert result.returns.tolist() == [2, 3, 3, 3, 2]
+    assert [count for episode, count in seen if episode == 402] == [0, 1, 2, 3], "the third one was cut"
+    assert (result.cut, result.longest) == (3, 3)
+    assert result.warnings() == [
+        "3 of 5 evaluation episodes were cut after 3 steps; they count with their return so far"
+    ]
+    assert Evaluation(np.ones(1), np.ones(1)).warnings() == []
+
+
+def test_a_known_time_limit_is_the_limit():
+    def make():
+        return gym.wrappers.TimeLimit(counting.Faulty({}), 4)
+
+    assert environments(make).evaluation(1, 0, longest=2).longest == 30_000
+    assert environments(counting.Faulty).evaluation(1, 0, longest=2).longest == 2
+
+
+def test_an_episode_is_left_as_many_steps_as_the_training_had_for_each():
+    counts = ((0, 20), (1500, 20), (60_000, 20), (10**7, 20))
+    assert [longest_episode(steps, episodes) for steps, episodes in counts] == [1000, 1000, 3000, 30_000]
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.inf, np.nan, 1e300])
+def test_what_is_not_finite_counts_as_zero_and_is_told(value):
+    """Faulty pays 1 a step, 5 an episode; the last step's reward and the second one's observation are replaced."""
+    seen = []
+
+    def act(obs, is_first):
+        seen.append(obs["observation"].copy())
+        return np.zeros((1, 1), np.float32)
+
+    result = evaluate(act, environments(lambda: counting.Faulty({5: ("reward", value)})).evaluation(1, 0), 1)
+    assert (result.returns.tolist(), result.invalid) == ([4.0], 1)
+    assert "1 transitions of the evaluation had NaN" in result.warnings()[0]
+    result = evaluate(act, environments(lambda: counting.Faulty({2: ("obs", value)})).evaluation(1, 0), 1)
+    assert (result.returns.tolist(), result.invalid) == ([5.0], 1)
+    assert np.isfinite(seen).all()
 
 
 @pytest.mark.parametrize("who", ["policy", "environment", "progress"])
@@ -72,16 +116,18 @@ def test_a_summary_has_statistics_that_json_can_carry():
     assert (summary["return_mean"], summary["return_std"], summary["return_min"], summary["return_max"]) == (2, 1, 1, 3)
     assert (summary["length_mean"], summary["length_std"]) == (15, 5)
     assert all(isinstance(value, int | float) for value in summary.values())
+    odd = Evaluation(np.array([1.0, -np.inf]), np.array([10, 20])).summary()
+    assert json.loads(json.dumps(odd, allow_nan=False))["return_mean"] is None
 
 
 def test_no_more_environments_than_episodes():
-    assert [env_count(episodes) for episodes in (1, 63, 64, 65, 1000)] == [1, 63, 64, 64, 64]
+    assert [env_count(episodes, 64) for episodes in (1, 63, 64, 65, 1000)] == [1, 63, 64, 64, 64]
 
 
 def test_episodes_can_be_recorded(tmp_path):
     pytest.importorskip("moviepy")
     envs = environments("CartPole-v1").evaluation(1, 0, "rgb_array", str(tmp_path))
     assert envs.backend == "gymnasium"
-    assert isinstance(envs._backend._envs.envs[0], gym.wrappers.RecordVideo)
+    assert isinstance(envs._backend._envs.envs[0].env, gym.wrappers.RecordVideo)
     evaluate(lambda obs, is_first: np.zeros(1, np.int64), envs, 1)
     assert list(tmp_path.glob("*.mp4"))

@@ -37,8 +37,8 @@ def drawn_by(session, rollout, theta, constants=None) -> bool:
 @pytest.mark.parametrize(
     ("settings", "versions"),
     [
-        ({}, [0, 1, 2, 3, 4, 5]),
-        ({"behavior_lag": 2}, [0, 0, 0, 1, 2, 3]),
+        pytest.param({}, [0, 1, 2, 3, 4, 5], marks=pytest.mark.slow),
+        pytest.param({"behavior_lag": 2}, [0, 0, 0, 1, 2, 3], marks=pytest.mark.slow),
         ({"pipeline": True, "checkpoint_every": 4}, [0, 0, 1, 2, 4, 4]),
         ({"pipeline": True, "checkpoint_every": 4, "behavior_lag": 1}, [0, 0, 0, 1, 3, 3]),
     ],
@@ -54,7 +54,7 @@ def test_transitions_are_drawn_by_the_version_that_they_carry(make_session, monk
         assert matches == [number == version for number in range(6)]
 
 
-@pytest.mark.parametrize("network", ["mlp", "gru"])
+@pytest.mark.parametrize("network", ["mlp", pytest.param("gru", marks=pytest.mark.slow)])
 def test_the_normaliser_of_the_version_acts_too(make_session, monkeypatch, network):
     """With a lag of one, the second rollout is drawn with the moments from before the first."""
     session = make_session(behavior_lag=1, network=network, sequence_length=1)

@@ -58,6 +58,9 @@ def test_answers_have_the_structure_of_the_action_space(loaded):
 def test_the_states_of_a_stateful_act_function_are_those_of_answers_fed_back(loaded):
     policy, obs = loaded.policy, loaded.obs
     act, states = policy.stateful_act(), policy.initial_state(ROWS)
+    if states:
+        start = policy.predict({"batch": np.zeros(ROWS, np.int32)}, "initial_state")
+        assert_close({name: start[name] for name in states}, states, rtol=0)
     assert set(states) == set(loaded.states)
     for t in range(3):
         is_first = np.full(ROWS, t == 0)

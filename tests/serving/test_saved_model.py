@@ -1,5 +1,6 @@
 """SavedModels on disk: the session loader in a process without this package, weights, metadata, versions."""
 
+import gc
 import json
 import os
 import subprocess
@@ -8,10 +9,13 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow_serving.apis import prediction_log_pb2
 
 from export import check
 from tests import exports
+from trpo_tf.callbacks import Export
+from trpo_tf.errors import UsageError
 from trpo_tf.serving import saved_model, warm_up
 from trpo_tf.serving.loaded_policy import LoadedPolicy
 
@@ -127,3 +131,51 @@ def test_directories_that_are_no_number_are_no_versions(tmp_path):
     for name in ("3", "12", "latest", ".export.1.tmp", "2²"):
         (tmp_path / name).mkdir()
     assert sorted(saved_model.versions(tmp_path)) == [3, 12]
+
+
+# Below which names TensorFlow loads what was saved there.
+LOADABLE = ["x", "a b", "a%41#b", "aé日", "a[b", "a]b[c", "a*b?", "a{1,2}b", "~", "a:b"]
+NOT_LOADABLE = ["a[1]b", "[a]", "a\\b", "[!a]", "a\udcffb"]
+
+
+@pytest.mark.parametrize("name", LOADABLE + NOT_LOADABLE)
+def test_a_path_is_refused_where_tensorflow_could_not_load_from_it(tmp_path, name):
+    directory = tmp_path / name
+    module = tf.Module()
+    module.v = tf.Variable([1.0])
+    refused = loaded = None
+    try:
+        tf.saved_model.save(module, str(directory / "1"))
+        loaded = tf.saved_model.load(str(directory / "1"))
+    except (OSError, UnicodeEncodeError, tf.errors.OpError):
+        loaded = None
+    try:
+        saved_model.check_directory(directory)
+    except UsageError as error:
+        refused = str(error)
+        assert "\n" not in refused
+        assert refused.isascii() or name.isascii()
+    assert (refused is None) == (loaded is not None) == (name in LOADABLE)
+
+
+def test_an_export_to_such_a_path_makes_nothing(tmp_path):
+    policy = exports.make("gaussian", tmp_path, 8).policy
+    with pytest.raises(UsageError, match=r"export_dir=.*: TensorFlow takes \[1\] in a path for a pattern"):
+        saved_model.save(policy, 1.0, {}, tmp_path / "a[1]")
+    with pytest.raises(UsageError, match=r"export_dir=.*: TensorFlow takes"):
+        Export(tmp_path / "a[1]").start(None)
+    Export(tmp_path / "a[1]", at_end=False).start(None)
+    assert not (tmp_path / "a[1]").exists()
+
+
+def test_exports_leave_no_graph_behind(tmp_path):
+    policy = exports.make("gaussian", tmp_path, 8).policy
+    gc.collect()
+    known = _graphs()  # kept, so that graphs of other tests that go meanwhile do not matter
+    saved_model.save(policy, 1.0, {}, tmp_path)
+    gc.collect()
+    assert not _graphs() - known
+
+
+def _graphs():
+    return {found for found in gc.get_objects() if isinstance(found, FuncGraph)}

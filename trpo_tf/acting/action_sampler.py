@@ -9,6 +9,7 @@ from trpo_tf.acting import spaces
 from trpo_tf.acting.arrays import join
 from trpo_tf.acting.samplers import make_sampler
 from trpo_tf.config import PolicyConfig
+from trpo_tf.errors import UsageError
 
 
 class ActionSampler:
@@ -30,6 +31,8 @@ class ActionSampler:
             name: make_sampler(part, space, config) for name, part in spaces.named(self._nested, "action").items()
         }
         self._parts = parts = list(self.parts.values())
+        if not parts:
+            raise UsageError(f"action space {space} is not supported: it holds nothing to be chosen")
         self.size = sum(part.size for part in parts)
         self.outputs = sum(part.outputs for part in parts)
         self.action_size = sum(part.action_size for part in parts)

@@ -69,7 +69,8 @@ class ArrayActor:
         count, mean, m2 = (np.asarray(weights[name], np.float64) for name in standardize.MOMENTS)
         self._check_shapes({name: x.shape for name, x in copies.items()} | {"mean": mean.shape, "m2": m2.shape})
         self._layers = [(copies[k], copies[b], ACTIVATIONS[activation]) for k, b, activation in self._spec.layers]
-        self._free, self._constants = free, standardize.constants(count, mean, m2, self._enabled)
+        constants = standardize.constants(count, mean, m2, self._enabled)
+        self._free, self._constants = free, tuple(x.astype(self._encoder.dtype) for x in constants)
 
     def _check_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raises ValueError where weights do not fit each other and the spaces."""

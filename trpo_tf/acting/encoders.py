@@ -16,23 +16,33 @@ from trpo_tf.acting.arrays import cast, flatten, join, take
 from trpo_tf.errors import UsageError
 
 MASK = "action_mask"  # the leaf that says which choices an action may take
-# Names of other inputs and features, which no leaf is given.
-TAKEN = ("seed", "raw_action", "vector", "is_first", "policy_state", "value_state")
+# Names that no leaf is given: other inputs and features, and self, which no function of TensorFlow takes by name.
+TAKEN = ("seed", "raw_action", "batch", "vector", "is_first", "policy_state", "value_state", "self")
 _IMAGE_SIDE = 16  # uint8 arrays with smaller sides are numbers, not pictures
 
 
 class Numbers:
-    """A Box of numbers or a MultiBinary, flattened: [N, ...] -> [N, D] float32."""
+    """A Box of numbers or a MultiBinary, flattened: [N, ...] -> [N, D] float64 where that was given, else float32.
 
-    def __init__(self, space: gym.spaces.Box | gym.spaces.MultiBinary):
+    Numbers of a dtype that float32 cannot hold are stored as float64: rounded before the mean is taken off, Unix times
+    would all be the same.
+
+    Args:
+      space: see above.
+      exact: store such numbers as float64; False: as float32.
+    """
+
+    def __init__(self, space: gym.spaces.Box | gym.spaces.MultiBinary, exact: bool = True):
         bits = isinstance(space, gym.spaces.MultiBinary) or space.dtype.kind == "b"
+        narrow = not exact or np.can_cast(space.dtype, np.float32)
         self.shape = space.shape
-        self.dtype = np.dtype(np.int8 if bits else np.float32)
+        self.dtype = np.dtype(np.int8 if bits else np.float32 if narrow else np.float64)
         self.size = int(np.prod(space.shape))
         self.normalized = not bits
 
     def __call__(self, obs, xp=np):
-        return flatten(cast(obs, np.float32, xp), self.size, xp)
+        dtype = np.float64 if obs.dtype == np.float64 else np.float32
+        return flatten(cast(obs, dtype, xp), self.size, xp)
 
 
 class OneHot:
@@ -78,7 +88,7 @@ class Encoder:
     """The leaves of an observation space, joined.
 
     `leaves`, `images` (shapes), `vectors` and `masks` are by name; `normalized` [size] says which columns of the vector
-    running moments apply to.
+    running moments apply to, `dtype` is the vector's of stored observations.
 
     Args:
       space: of a single environment.
@@ -91,10 +101,12 @@ class Encoder:
 
     def __init__(self, space: gym.Space, mask_size: int = 0, images: bool = True):
         self.space = space
-        parts = spaces.named(spaces.nested(space), "observation", TAKEN)
-        self.masks = [name for name in parts if name == MASK or name.startswith(f"{MASK}_")] if mask_size else []
+        nested = spaces.nested(space)
+        parts = spaces.named(nested, "observation", TAKEN)
+        self.masks = _below(nested, MASK) if mask_size else []
         self.leaves = {
-            name: Numbers(part) if name in self.masks else _leaf(part, space, images) for name, part in parts.items()
+            name: Numbers(part, exact=False) if name in self.masks else _leaf(part, space, images)
+            for name, part in parts.items()
         }
         size = sum(self.leaves[name].size for name in self.masks)
         if self.masks and size != mask_size:
@@ -105,18 +117,38 @@ class Encoder:
         if not (self.images or self.vectors):
             raise UsageError(f"observation space {space} holds nothing to be seen")
         self.size = sum(leaf.size for leaf in self.vectors.values())
+        wide = any(leaf.dtype == np.float64 for leaf in self.vectors.values())
+        self.dtype = np.dtype(np.float64 if wide else np.float32)
         flags = [np.full(leaf.size, leaf.normalized) for leaf in self.vectors.values()]
         self.normalized = np.concatenate([*flags, np.zeros(0, bool)])
 
     def __call__(self, obs: dict, xp=np) -> dict:
-        """Features by name: `vector` [N, size], each image, `action_mask` [N, mask_size]; others as given."""
+        """Features by name: `vector` [N, size], each image, `action_mask` [N, mask_size]; others as given.
+
+        The vector is float64 where a part of it is.
+        """
         features = {name: x for name, x in obs.items() if name not in self.leaves}
         features |= {name: self.leaves[name](obs[name], xp) for name in self.images}
-        for kind, names in (("vector", self.vectors), (MASK, self.masks)):
-            parts = [self.leaves[name](obs[name], xp) for name in names]
-            if parts:
-                features[kind] = join(parts, xp)
+        if self.vectors:
+            features["vector"] = self.vector(obs, xp)
+        if self.masks:
+            features[MASK] = join([self.leaves[name](obs[name], xp) for name in self.masks], xp)
         return features
+
+    def vector(self, obs: dict, xp=np):
+        """The vector alone, [N, size]."""
+        parts = [leaf(obs[name], xp) for name, leaf in self.vectors.items()]
+        if xp is not np and any(x.dtype == np.float64 for x in parts):
+            parts = [cast(x, np.float64, xp) for x in parts]  # NumPy does that itself
+        return join(parts, xp)
+
+
+def _below(nested, key: str) -> list[str]:
+    """Names of the leaves at or below a key at the top; other keys may begin or be folded alike."""
+    if not isinstance(nested, dict):
+        return []
+    keys = {top: spaces.rebuild(part, lambda _, top=top: top) for top, part in nested.items()}
+    return [name for name, top in spaces.named(keys, "observation", TAKEN).items() if top == key]
 
 
 def _leaf(part: gym.Space, whole: gym.Space, images: bool):
@@ -125,6 +157,8 @@ def _leaf(part: gym.Space, whole: gym.Space, images: bool):
     Raises:
       UsageError: there is none.
     """
+    if part.shape is not None and 0 in part.shape:
+        raise UsageError(f"observation space {whole} is not supported: {part} holds nothing to be seen")
     if isinstance(part, gym.spaces.Box) and part.dtype.kind in "fiub":
         return Image(part) if images and is_image(part) else Numbers(part)
     if isinstance(part, gym.spaces.MultiBinary):

@@ -146,7 +146,9 @@ def make_sampler(part: gym.Space, whole: gym.Space, config: PolicyConfig):
     Raises:
       UsageError: there is none.
     """
-    if isinstance(part, gym.spaces.Box) and part.dtype.kind == "f" and part.shape != (0,):
+    if part.shape is not None and 0 in part.shape:
+        raise UsageError(f"action space {whole} is not supported: {part} holds nothing to be chosen")
+    if isinstance(part, gym.spaces.Box) and part.dtype.kind in "fiu":
         kind = config.action_distribution
         squash = {"squashed_gaussian": "tanh", "beta": "unit"}.get(kind, "none")
         bounds = Bounds(part, squash, config.rescale_action or squash != "none")
@@ -158,6 +160,6 @@ def make_sampler(part: gym.Space, whole: gym.Space, config: PolicyConfig):
     if isinstance(part, gym.spaces.MultiBinary):
         return BernoulliSampler(part)
     raise UsageError(
-        f"action space {whole} is not supported; Box of floats, Discrete, MultiDiscrete, MultiBinary, and Dict and "
-        "Tuple of them are"
+        f"action space {whole} is not supported; Box of floats or integers, Discrete, MultiDiscrete, MultiBinary, and "
+        "Dict and Tuple of them are"
     )

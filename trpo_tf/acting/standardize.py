@@ -16,25 +16,36 @@ def variance(count, m2, xp=np):
 
 
 def constants(count, mean, m2, enabled: np.ndarray, xp=np) -> tuple:
-    """What `standardize` needs, computed in float64.
+    """What `standardize` needs.
 
     Args:
       count, mean, m2: [], [D], [D] float64, the moments.
       enabled: [D] bool, the columns to standardise.
 
     Returns:
-      What is subtracted [D], multiplied by [D], and the bound [D]; float32.
+      What is subtracted [D], multiplied by [D], and the bound [D]; float64.
     """
     scale = 1.0 / xp.sqrt(variance(count, m2, xp) + 1e-8)
     if not enabled.all():
         mean = xp.where(enabled, mean, xp.zeros_like(mean))
         scale = xp.where(enabled, scale, xp.ones_like(scale))
-    bound = np.where(enabled, _CLIP, _BOUND).astype(np.float32)
-    return cast(mean, np.float32, xp), cast(scale, np.float32, xp), bound
+    return mean, scale, np.where(enabled, _CLIP, _BOUND)
 
 
 def standardize(features, constants: tuple, xp=np):
-    """[N, D] float32 -> [N, D] float32, finite: NaN becomes the mean, anything beyond the bound the bound."""
-    mean, scale, bound = constants
+    """[N, D] float32 or float64 -> [N, D] float32, finite: NaN becomes the mean, anything beyond the bound the bound.
+
+    Computed in the features' dtype: precision is dropped after the mean is taken off.
+    """
+    mean, scale, bound = (cast(x, features.dtype, xp) for x in constants)
     known = xp.where(xp.not_equal(features, features), mean, features)  # only NaN is not equal to itself
-    return xp.minimum(xp.maximum((known - mean) * scale, -bound), bound)
+    return cast(xp.minimum(xp.maximum((known - mean) * scale, -bound), bound), np.float32, xp)
+
+
+def float32_is_enough(count, mean, m2) -> np.ndarray:
+    """Where rounding an observation to float32 moves its standardised value by less than 1e-3, [D] bool.
+
+    Of observations within ten standard deviations of the mean. Arguments as `constants`.
+    """
+    std = np.sqrt(variance(count, m2) + 1e-8)
+    return (np.abs(mean) + _CLIP * std) * 2.0**-24 <= 1e-3 * std

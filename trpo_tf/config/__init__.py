@@ -12,10 +12,25 @@ from trpo_tf.config.rooms import (
     TrustRegionConfig,
     ValueConfig,
 )
-from trpo_tf.config.training import GROUPS, Config, from_dict, make_config, settings, show_settings, structural, to_dict
+from trpo_tf.config.setting import from_text
+from trpo_tf.config.training import (
+    GROUPS,
+    Config,
+    from_dict,
+    make_config,
+    nearest,
+    of_file,
+    portable,
+    refuse_commands_own,
+    settings,
+    show_settings,
+    structural,
+    to_dict,
+)
 
 __all__ = [
     "GROUPS", "AdvantageConfig", "ComputeConfig", "Config", "EnvironmentConfig", "EvaluateConfig", "ExportConfig",
     "OffPolicyConfig", "PlotConfig", "PolicyConfig", "RadiusConfig", "RunConfig", "ServeConfig", "TrustRegionConfig",
-    "ValueConfig", "from_dict", "make_config", "settings", "show_settings", "structural", "to_dict",
+    "ValueConfig", "from_dict", "from_text", "make_config", "nearest", "of_file", "portable", "refuse_commands_own",
+    "settings", "show_settings", "structural", "to_dict",
 ]  # fmt: skip

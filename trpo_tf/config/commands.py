@@ -11,18 +11,18 @@ from trpo_tf.errors import UsageError
 class EvaluateConfig(Record):
     """One evaluation, of a run's checkpoint or of a SavedModel."""
 
-    run_dir: str = setting("", "evaluate the newest checkpoint of this run")
+    run_dir: str = setting("", "evaluate the newest checkpoint of this run", path="read")
     best: bool = setting(False, "with --run_dir: the best checkpoint instead of the newest")
-    saved_model: str = setting("", "evaluate this SavedModel (a version, or the newest version below it)")
+    saved_model: str = setting("", "evaluate this SavedModel (a version, or the newest version below it)", path="read")
     env: str = setting("", "environment id; empty: the one it was trained on")
     episodes: int = setting(20, "episodes to run", low=1)
     seed: int = setting(1000, "seed of environments and sampling", low=0, high=2**31 - 1)
     stochastic: bool = setting(False, "sample actions instead of taking the mode")
     env_backend: str = setting("auto", "as in training", choices=("auto", "envpool", "gymnasium"))
-    allow_env_module: bool = setting(False, "let --env=module:Id import that module")
+    allow_env_module: bool = setting(False, "let --env=module:Id import that module, and a file name paths in options")
     render: bool = setting(False, "show the episodes in a window")
-    video: str = setting("", "record the episodes as videos into this directory")
-    json: str = setting("", "write the result as JSON to this file; -: to stdout, without the table")
+    video: str = setting("", "record the episodes as videos into this directory", path="directory")
+    json: str = setting("", "write the result as JSON to this file; -: to stdout, without the table", path="file")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,22 +38,23 @@ class EvaluateConfig(Record):
 class ExportConfig(Record):
     """One export of a checkpoint as a SavedModel."""
 
-    run_dir: str = setting("", "run whose checkpoint is exported")
+    run_dir: str = setting("", "run whose checkpoint is exported", path="read")
     best: bool = setting(False, "the best checkpoint instead of the newest")
-    export_dir: str = setting("", "where the numbered SavedModel goes; empty: <run_dir>/saved_model")
-    allow_env_module: bool = setting(False, "let a run on module:Id import that module")
+    export_dir: str = setting("", "where the numbered SavedModel goes; empty: <run_dir>/saved_model", path="directory")
+    allow_env_module: bool = setting(False, "let a run on module:Id import that module, and name paths in options")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.run_dir:
             raise UsageError("--run_dir is missing; name the run to export")
+        object.__setattr__(self, "export_dir", self.export_dir or os.path.join(self.run_dir, "saved_model"))
 
 
 @dataclasses.dataclass(frozen=True)
 class ServeConfig(Record):
     """One server for development."""
 
-    model_dir: str = setting("", "directory of the numbered SavedModels, such as <run_dir>/saved_model")
+    model_dir: str = setting("", "directory of the numbered SavedModels, such as <run_dir>/saved_model", path="read")
     model_name: str = setting("policy", "name that requests ask for")
     host: str = setting("127.0.0.1", "address to listen on; there is no authentication, so keep it to yourself")
     rest_port: int = setting(8501, "port of the REST interface; 0: any that is free", low=0, high=65535)
@@ -64,21 +65,21 @@ class ServeConfig(Record):
         super().__post_init__()
         if not self.model_dir:
             raise UsageError("--model_dir is missing; name the directory of the numbered SavedModels")
-        if not os.path.isdir(self.model_dir):
-            raise UsageError(f"--model_dir={self.model_dir}: no such directory")
 
 
 @dataclasses.dataclass(frozen=True)
 class PlotConfig(Record):
     """One picture of learning curves."""
 
-    run_dirs: tuple[str, ...] = setting((), "runs to draw, separated by commas")
+    run_dirs: tuple[str, ...] = setting((), "runs to draw, separated by commas", path="read")
     metric: tuple[str, ...] = setting(
         ("env/episode_return", "policy/kl", "policy/entropy", "value/explained_variance"), "columns to draw"
     )
-    output: str = setting("curves.png", "file to write: .png, .svg or .pdf")
+    output: str = setting("curves.png", "file to write: .png, .svg or .pdf", path="file")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.run_dirs:
             raise UsageError("--run_dirs is missing; name one or more runs, separated by commas")
+        if not self.metric:
+            raise UsageError("--metric is missing; name one or more columns, separated by commas")

@@ -6,6 +6,7 @@ recipes of RL Baselines3 Zoo for TRPO; "measured" is benchmarks/returns.py.
 """
 
 import dataclasses
+import os
 
 from trpo_tf.config.setting import Record, setting
 from trpo_tf.errors import UsageError
@@ -17,22 +18,53 @@ class RunConfig(Record):
 
     total_steps: int = setting(1_000_000, "environment steps (valid transitions) to train for", low=1)
     seed: int = setting(0, "seed of everything random", low=0, high=2**31 - 1, structural=True)
-    run_dir: str = setting("", "directory of the run; empty: runs/<env>-s<seed>-<time>")
-    resume: bool = setting(False, "go on from the newest valid checkpoint in --run_dir")
+    run_dir: str = setting(
+        "",
+        "directory of the run; empty: runs/<env>-s<seed>-<time>",
+        path="directory",
+        python="the callback Checkpoint(run_dir)",
+    )
+    resume: bool = setting(False, "go on from the newest valid checkpoint in --run_dir", python="TRPO.resume(run_dir)")
     checkpoint_every: int = setting(
         50,
         "updates between checkpoints; environments are rebuilt there, so it is part of the result",
         low=1,
         structural=True,
     )
-    keep_checkpoints: int = setting(2, "newest checkpoints kept", low=1)
-    eval_every: int = setting(100, "updates between deterministic evaluations; 0: only at the end", low=0)
-    eval_episodes: int = setting(10, "episodes of a periodic evaluation", low=1)
-    final_eval_episodes: int = setting(20, "episodes of the evaluation at the end; 0: none", low=0)
-    export: bool = setting(True, "save a SavedModel at the end")
-    export_every: int = setting(0, "updates between SavedModels on the way; 0: none", low=0)
-    export_dir: str = setting("", "where numbered SavedModels go; empty: <run_dir>/saved_model")
-    tensorboard: bool = setting(True, "write TensorBoard summaries beside progress.csv")
+    keep_checkpoints: int = setting(2, "newest checkpoints kept", low=1, python="the callback Checkpoint(keep=...)")
+    eval_every: int = setting(
+        100,
+        "updates between deterministic evaluations; 0: only at the end",
+        low=0,
+        python="the callback Evaluate(every=...)",
+    )
+    eval_episodes: int = setting(
+        10, "episodes of a periodic evaluation", low=1, python="the callback Evaluate(episodes=...)"
+    )
+    eval_envs: int = setting(
+        0, "environments of an evaluation; 0: one per episode, but no more than --num_envs", low=0, high=65536
+    )
+    final_eval_episodes: int = setting(
+        20, "episodes of the evaluation at the end; 0: none", low=0, python="the callback Evaluate(final_episodes=...)"
+    )
+    export: bool = setting(True, "save a SavedModel at the end", python="agent.export(directory)")
+    export_every: int = setting(
+        0, "updates between SavedModels on the way; 0: none", low=0, python="the callback Export(every=...)"
+    )
+    export_dir: str = setting(
+        "",
+        "where numbered SavedModels go; empty: <run_dir>/saved_model",
+        path="directory",
+        python="the callback Export(directory)",
+    )
+    tensorboard: bool = setting(
+        True, "write TensorBoard summaries beside progress.csv", python="the callback TensorBoardLogger(directory)"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if os.path.basename(self.run_dir) in (".", ".."):
+            raise UsageError(f"--run_dir={self.run_dir}: its last part must be a name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +74,13 @@ class EnvironmentConfig(Record):
     env: str = setting("", "environment id of Gymnasium or EnvPool, such as Hopper-v5", structural=True)
     env_backend: str = setting(
         "auto",
-        "auto: EnvPool where it has the id, else gymnasium",
+        "auto: EnvPool where it has the id and you did not register it yourself, else gymnasium",
         choices=("auto", "envpool", "gymnasium"),
         structural=True,
     )
-    allow_env_module: bool = setting(False, "let --env=module:Id import that module")
+    allow_env_module: bool = setting(
+        False, "let --env=module:Id import that module, and a checkpoint name paths in --env_options"
+    )
     num_envs: int = setting(16, "environments stepped together (measured)", low=1, high=65536, structural=True)
     steps_per_update: int = setting(
         2048,
@@ -71,6 +105,12 @@ class EnvironmentConfig(Record):
         True, "cut first episodes at different lengths, so that a batch holds all phases", structural=True
     )
     max_invalid_rows: int = setting(1000, "transitions with NaN or infinity to mask before giving up", low=0)
+    max_env_restarts: int = setting(
+        100, "environments that raised, died or hung to make anew before giving up; 0: give up at the first", low=0
+    )
+    env_timeout: float = setting(
+        300, "seconds for a step or reset of an environment before it counts as hung; 0: wait for ever", low=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,7 +85,7 @@ def make_config(**given: Any) -> Config:
     room_of = {field.name: room for room, field in settings()}
     unknown = sorted(set(given) - set(room_of))
     if unknown:
-        raise UsageError(f"no such setting: {', '.join(unknown)}{_nearest(unknown[0], list(room_of))}")
+        raise UsageError(f"no such setting: {', '.join(unknown)}{nearest(unknown[0], list(room_of))}")
     by_room: dict[str, dict[str, Any]] = {room.name: {} for room in dataclasses.fields(Config)}
     for name, value in given.items():
         by_room[room_of[name]][name] = value
@@ -93,11 +93,12 @@ def make_config(**given: Any) -> Config:
     return Config(**{name: kinds[name](**values) for name, values in by_room.items()})
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: list[str], before: str = "") -> str:
+    """A hint at the nearest name, `before` put before it; empty where none is near."""
     import difflib
 
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; perhaps {near[0]}" if near else ""
+    near = difflib.get_close_matches(name[:80], known, n=1)
+    return f"; perhaps {before}{near[0]}" if near else ""
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -116,6 +117,44 @@ def from_dict(values: dict[str, Any]) -> Config:
     if unknown:
         raise UsageError(f"settings of another version of trpo_tf: {', '.join(sorted(unknown))}")
     return make_config(**values)
+
+
+def refuse_commands_own(given: dict[str, Any]) -> None:
+    """Refuses settings that only the training command minds; their defaults are let pass.
+
+    Raises:
+      UsageError: names what Python has instead.
+    """
+    for _, field in settings():
+        name, instead = field.name, field.metadata["python"]
+        if instead and given.get(name, field.default) != field.default:
+            raise UsageError(f"--{name}={given[name]}: is for the training command; in Python {instead} does it")
+
+
+def portable(values: dict[str, Any]) -> dict[str, Any]:
+    """Flat settings without those that name a place on one machine."""
+    places = {field.name for _, field in settings() if field.metadata["path"]}
+    return {name: value for name, value in values.items() if name not in places}
+
+
+def of_file(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Flat settings that a file holds, without places: those come from who runs a command, never from a file.
+
+    Args:
+      values: see above.
+      given: settings besides, which the file does not decide on; with allow_env_module, it is trusted.
+
+    Raises:
+      UsageError: an environment would be made by a module, or with a path, that the file names.
+    """
+    if ":" in str(values.get("env", "")) and not (given.get("env") or given.get("allow_env_module")):
+        hint = "pass env=, where it was a function, or --allow_env_module, if you trust the module"
+        raise UsageError(f"--env={values['env']}: is the name of a function, or an id that imports a module: {hint}")
+    for name in ("env_options", "wrappers"):
+        named = any(mark in str(values.get(name, "")) for mark in "/\\~")
+        if named and name not in given and not given.get("allow_env_module"):
+            raise UsageError(f"--{name}={values[name]}: a file names a path; pass --allow_env_module if you trust it")
+    return portable(values)
 
 
 def structural() -> list[str]:

@@ -1,8 +1,10 @@
 """The learner: a thin shell of state around `policy_step` and the value fit."""
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import Future
 from typing import Any
 
@@ -20,10 +22,18 @@ from trpo_tf.learner.reuse import Mixture, Replay, batch_weights, length_factor
 from trpo_tf.learner.reward_scaler import RewardScaler
 from trpo_tf.learner.statistics import explained_variance, masked_mean
 from trpo_tf.learner.step_rule import StepRule, TrustRegion
+from trpo_tf.learner.transaction import Undo, if_finite
+from trpo_tf.messages import warn
 from trpo_tf.policy.policy import Policy
 from trpo_tf.types import ALIGNMENT, Rollout, ValueBatch
 
 _LARGEST_RATIO_ERROR = 0.05  # of fresh transitions; rounding makes 1e-4
+_PARTS = {  # metrics that are 0 where a part was not committed, and what the part is
+    "policy/committed": "policy and step rule:",
+    "value/committed": "value network and Adam:",
+    "rewards/committed": "moments of the rewards:",
+    "normalizer/committed": "moments of the observations:",
+}
 _REASONS = {"policy/reason": line_search.REASONS, "cg/reason": conjugate_gradient.REASONS}  # metrics that are words
 
 
@@ -32,6 +42,9 @@ class Learner(tf.Module):
 
     The policy step and the value fit do not need each other, and acting needs the policy only. So the value fit runs in
     a thread of its own, beside the policy step and the rollout that follows, until the next update or `wait`.
+
+    An update is a transaction. Where it raises, everything is as before it. Where a part of it is not finite, that part
+    is as before it, its metric */committed is 0, and a line says so once.
 
     Args:
       policy: updated in place.
@@ -57,8 +70,14 @@ class Learner(tf.Module):
             length_factor(weights, config.off_policy.lag),
             self._layout.column_of_row() % envs % 2,
         )
+        stepped = [*policy.network.model.trainable_variables, *self.step_rule.variables]
+        fitted = [*policy.value_network.model.trainable_variables, *self.adam.variables]
+        moments = [*self.reward_scaler.variables, *policy.normalizer.variables]
+        self._stepped, self._fitted = stepped, Undo(fitted)
+        self._all = Undo([*stepped, *fitted, *moments])  # that an update assigns to
         self._fitting: Future | None = None
         self._compared_with_acting = False
+        self._warned: set[str] = set()
         compiled = {"auto": not policy.has_images, "on": True, "off": False}[config.compute.xla]
         self._prepare, self._policy_step, self._fit_values, self._commit = (
             tf.function(function, autograph=False, jit_compile=compiled)
@@ -66,9 +85,18 @@ class Learner(tf.Module):
         )
 
     def wait(self) -> None:
-        """Lets a value fit under way end; the value network and its optimiser may not be read before."""
+        """Lets a value fit under way end; the value network and its optimiser may not be read before.
+
+        What the value fit raised is left to its Future and, once, to the next update.
+        """
         if self._fitting is not None:
-            self._fitting.result()
+            futures.wait([self._fitting])
+
+    def _finish_fit(self) -> None:
+        """As `wait`, but raises what the value fit raised; value network and optimiser are as before that fit."""
+        fitting, self._fitting = self._fitting, None
+        if fitting is not None:
+            fitting.result()
 
     def update(self, rollout: Rollout, update: int, progress: float) -> tuple[dict[str, Any], Future]:
         """Learns from one rollout: estimates, then policy step and value fit side by side, then the normaliser.
@@ -85,9 +113,28 @@ class Learner(tf.Module):
 
         Raises:
           ActingDiffersError: in the first update on fresh transitions, the policy that acted is not this one.
+          Exception: of a model or of TensorFlow. Everything is as before the update, or before the value fit that began
+            in the last one.
         """
+        self._finish_fit()
+        with self._all_or_nothing():
+            return self._update(rollout, update, progress)
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Leaves networks, optimiser, moments, step rule and kept rollouts as they are where the block raises."""
+        kept = self.replay.kept() if self.replay else []
+        try:
+            with self._all.on_failure(first=self.wait):
+                yield
+        except BaseException:
+            self._fitting = None
+            if self.replay:
+                self.replay.keep(kept)
+            raise
+
+    def _update(self, rollout: Rollout, update: int, progress: float) -> tuple[dict[str, Any], Future]:
         config = self._config
-        self.wait()
         mixture = self.replay.add(rollout) if self.replay else None
         trajectory = rollout.trajectory if mixture is None else mixture.trajectory
         obs = {name: _shared(x) for name, x in trajectory.obs.items()}
@@ -95,25 +142,28 @@ class Learner(tf.Module):
         discounted_return = tf.convert_to_tensor(rollout.discounted_return)
         prepared = self._prepare(tensors, discounted_return, self._stale_input(mixture, update))
         if self.replay and prepared.stale:
-            self.replay.settle(prepared.stale.new_advantage.numpy())
+            advantage = prepared.stale.new_advantage.numpy()
+            self.replay.settle(np.where(np.isfinite(advantage), advantage, np.float32(0)))
         prepared = self._preparation.with_features(prepared, obs)
         seed = tf.constant([self._seed, update], tf.int32)
         rate = config.value.value_learning_rate * (1.0 - progress if config.value.value_learning_rate_decay else 1.0)
         fit = prepared.value_batch, prepared.constants, seed, tf.constant(rate, tf.float32)
         self._fitting = _start(self._timed_fit, *fit)
         faults.point("policy_step")
-        metrics = self._policy_step(prepared, seed)
+        metrics = self._policy_step(prepared, seed) | {"rewards/committed": prepared.rewards_committed}
         faults.point("commit")
         if self.policy.normalizer.enabled.any():
-            self._commit({name: obs[name] for name in self.policy.encoder.vectors}, tensors.mask)
-        if self._chunk:
-            self.wait()  # beside the next rollout, the fit would keep the observations of this one in memory
-        metrics = _numbers(metrics)
+            vectors = {name: obs[name] for name in self.policy.encoder.vectors}
+            metrics["normalizer/committed"] = self._commit(vectors, tensors.mask)
+        metrics = self._checked(_numbers(metrics))
         metrics |= {name: words[metrics[name]] for name, words in _REASONS.items() if name in metrics}
         versions = rollout.version if mixture is None else mixture.version
         fresh = bool((versions[trajectory.mask > 0] == update).all())
         self._compare_with_acting(fresh, metrics["policy/max_ratio_error"])
-        return metrics, self._fitting
+        fitting = self._fitting
+        if self._chunk:
+            self._finish_fit()  # beside the next rollout, it would keep the observations of this one in memory
+        return metrics, fitting
 
     def state(self) -> dict[str, np.ndarray]:
         """What `restore` of a learner of the same configuration needs, when no value fit is under way."""
@@ -140,12 +190,20 @@ class Learner(tf.Module):
         """In the first update whose transitions are all fresh: were their actions drawn by this policy?"""
         if self._compared_with_acting or not fresh:
             return
-        self._compared_with_acting = True
         if not error <= _LARGEST_RATIO_ERROR:
             raise ActingDiffersError(
                 "the policy that acts is not the policy that learns: the ratio of their probabilities of the same "
                 f"action is up to {error:.3g} from 1; does policy_network answer differently from call to call?"
             )
+        self._compared_with_acting = True
+
+    def _checked(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Says, once for each, which parts of an update were not finite; returns the metrics."""
+        for name in metrics.keys() & _PARTS.keys() - self._warned:
+            if not metrics[name]:
+                self._warned.add(name)
+                warn(f"{_PARTS[name]} not finite after an update, so they stay as they were; training goes on ({name})")
+        return metrics
 
     def _stale_input(self, mixture: Mixture | None, update: int) -> StaleInput | None:
         """What `prepare` takes of a mixture beside its trajectory."""
@@ -156,9 +214,16 @@ class Learner(tf.Module):
 
     def _take_step(self, prepared: Prepared, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         """Takes the step that the rule finds; returns metrics."""
-        theta, metrics = self.step_rule(self._objective(prepared, seed), self.policy.network.theta(), prepared)
-        self.policy.network.assign(theta)
-        return metrics
+        metrics: dict[str, tf.Tensor] = {}
+
+        def step() -> tuple:
+            theta, found = self.step_rule(self._objective(prepared, seed), self.policy.network.theta(), prepared)
+            self.policy.network.assign(theta)
+            metrics.update(found)
+            return ()
+
+        _, finite = if_finite(self._stepped, step)
+        return metrics | {"policy/committed": tf.cast(finite, tf.int32)}
 
     def _objective(self, prepared: Prepared, seed: tf.Tensor) -> Objective:
         config, layout = self._config.trust_region, self._layout
@@ -178,8 +243,9 @@ class Learner(tf.Module):
     def _timed_fit(self, value_batch: ValueBatch, constants: tuple, seed, learning_rate) -> dict[str, float]:
         faults.point("value_fit")
         start = time.perf_counter()
-        metrics = _numbers(self._fit_values(value_batch, constants, self._order(seed), learning_rate))
-        return metrics | {"time/value_fit_seconds": time.perf_counter() - start}
+        with self._fitted.on_failure():
+            metrics = _numbers(self._fit_values(value_batch, constants, self._order(seed), learning_rate))
+        return self._checked(metrics) | {"time/value_fit_seconds": time.perf_counter() - start}
 
     @tf.function(autograph=False)
     def _order(self, seed: tf.Tensor) -> tf.Tensor:
@@ -201,26 +267,41 @@ class Learner(tf.Module):
             taken = tf.nest.map_structure(lambda x: tf.gather(x, rows), batch.features)
             return policy.value_network(phi, features(taken), length=length)[:, 0]
 
-        value_fit.fit(policy.value_network, self.adam, predict, order, batch.returns, batch.mask, learning_rate)
-        values = chunks.apply(
-            lambda rows: policy.values(features(rows), length), batch.features, self._layout.rows, self._chunk
-        )
+        def change() -> tuple[tf.Tensor, tf.Tensor]:
+            """Fits; returns the values afterwards, and their loss."""
+            value_fit.fit(policy.value_network, self.adam, predict, order, batch.returns, batch.mask, learning_rate)
+            values = chunks.apply(
+                lambda rows: policy.values(features(rows), length), batch.features, self._layout.rows, self._chunk
+            )
+            return values, loss(values)
+
+        def loss(values: tf.Tensor) -> tf.Tensor:
+            return masked_mean(0.5 * (values - batch.returns) ** 2, batch.mask)
+
+        (values, _), finite = if_finite(self._fitted.variables, change)
+        values = tf.where(finite, values, batch.values)
         return {
-            "value/loss": masked_mean(0.5 * (values - batch.returns) ** 2, batch.mask),
+            "value/committed": tf.cast(finite, tf.int32),
+            "value/loss": loss(values),
             "value/explained_variance": before,
             "value/explained_variance_after": explained_variance(batch.returns, values, batch.mask),
             "value/learning_rate": learning_rate,
         }
 
-    def _merge(self, obs: dict[str, tf.Tensor], mask: tf.Tensor) -> None:
-        """Merges the new columns of obs [T+1, W, ...] into the normaliser. mask: [T, W]."""
+    def _merge(self, obs: dict[str, tf.Tensor], mask: tf.Tensor) -> tf.Tensor:
+        """Merges the new columns of obs [T+1, W, ...] into the normaliser; 1 where it is finite. mask: [T, W]."""
         policy, new = self.policy, slice(self._config.environment.num_envs)
-        chunks.for_each(
-            lambda rows, mask: policy.normalizer.commit(policy.encoder.vector(rows), mask),
-            {name: self._layout.flat(x[:, new]) for name, x in obs.items()},
-            tf.reshape(mask[:, new], [-1]),
-            self._chunk,
-        )
+
+        def merge() -> tuple:
+            chunks.for_each(
+                lambda rows, mask: policy.normalizer.commit(policy.encoder.vector(rows), mask),
+                {name: self._layout.flat(x[:, new]) for name, x in obs.items()},
+                tf.reshape(mask[:, new], [-1]),
+                self._chunk,
+            )
+            return ()
+
+        return tf.cast(if_finite(policy.normalizer.variables, merge)[1], tf.int32)
 
 
 def _fisher_count(rows: int, fraction: float) -> int:

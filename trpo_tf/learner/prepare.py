@@ -41,6 +41,7 @@ class Prepared(NamedTuple):
     value_batch: ValueBatch  # likewise
     constants: tuple  # shift, scale and bound of the normaliser with chunk_size; else ()
     advantage_std: tf.Tensor  # scalar float64, in standard deviations of the discounted return
+    rewards_committed: tf.Tensor  # scalar int32, 1 where the reward moments took the new rollout into account
     stale: Stale | None  # None where every transition is fresh
 
 
@@ -98,7 +99,7 @@ class Preparation:
             obs = policy.preprocess(obs)
         values, hidden = self._values(obs, constants)
         new = slice(config.environment.num_envs)
-        self._reward_scaler.merge(discounted_return, trajectory.mask[:, new])
+        committed = tf.cast(self._reward_scaler.merge(discounted_return, trajectory.mask[:, new]), tf.int32)
         reward, scale = self._reward_scaler(trajectory.reward), self._reward_scaler.scale()
         found = None
         if stale is not None:
@@ -111,7 +112,7 @@ class Preparation:
         batch, value_batch = self._batches(trajectory, estimate, values, features)
         if hidden is not None:
             value_batch = value_batch._replace(features={"vector": layout.by_sequence(hidden)})
-        return Prepared(batch, value_batch, constants, estimate.advantage_std * unit, found)
+        return Prepared(batch, value_batch, constants, estimate.advantage_std * unit, committed, found)
 
     def _values(self, obs: dict, constants: tuple) -> tuple[tf.Tensor, tf.Tensor | None]:
         """V [T+1, W] of flat obs [(T+1) W, ...], and with a shared torso its outputs [(T+1) W, D].

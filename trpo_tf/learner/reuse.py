@@ -99,6 +99,14 @@ class Replay:
         """Keeps the advantages [T, B] found for the newest rollout, for the updates that use it again."""
         self._kept[0] = self._kept[0][0], advantage
 
+    def kept(self) -> list[tuple[Rollout, np.ndarray]]:
+        """The rollouts that are kept, the newest first, and their advantages; for `keep`."""
+        return list(self._kept)
+
+    def keep(self, kept: list[tuple[Rollout, np.ndarray]]) -> None:
+        """Keeps what was kept when `kept` gave this."""
+        self._kept = collections.deque(kept, self._kept.maxlen)
+
     def state(self) -> dict[str, np.ndarray]:
         """What the next `add` will need, by name."""
         arrays: dict[str, np.ndarray] = {}

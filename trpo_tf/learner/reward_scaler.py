@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from trpo_tf.learner.shapes import same_shape
+from trpo_tf.learner.transaction import if_finite
 from trpo_tf.policy.normalizer import RunningMoments
 
 _CLIP = 10.0  # of scaled rewards (Engstrom et al. 2020)
@@ -22,10 +23,20 @@ class RewardScaler(tf.Module):
         self.enabled = enabled
         self.moments = RunningMoments([], "reward_moments")
 
-    def merge(self, discounted_return: tf.Tensor, mask: tf.Tensor) -> None:
-        """Takes the discounted returns R_t [T, B] of a new rollout into account, where mask [T, B] is 1."""
+    def merge(self, discounted_return: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """Takes the discounted returns R_t [T, B] of a new rollout into account, where mask [T, B] is 1.
+
+        Returns:
+          Whether it did, a bool scalar. Returns whose variance float32 cannot hold are left out, all of the rollout:
+          divided by their deviation, any usual reward would be 0 from then on.
+        """
         same_shape(discounted_return=discounted_return, mask=mask)
-        self.moments.merge(tf.reshape(discounted_return, [-1]), tf.reshape(mask, [-1]))
+
+        def merge() -> tf.Tensor:
+            self.moments.merge(tf.reshape(discounted_return, [-1]), tf.reshape(mask, [-1]))
+            return tf.cast(self.moments.variance(), tf.float32)
+
+        return if_finite(self.moments.variables, merge)[1]
 
     def __call__(self, reward) -> tf.Tensor:
         """Rewards [...] scaled."""

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -10,6 +11,29 @@ from trpo_tf.config import PolicyConfig
 from trpo_tf.errors import UsageError, first_line
 from trpo_tf.policy import networks
 from trpo_tf.policy.distributions import ActionDistribution, Parameters
+
+
+@contextlib.contextmanager
+def keras_defaults() -> Iterator[None]:
+    """Layers that are made and built in here are float32 with channels last, whatever keras.json or a program set."""
+    config = keras.config
+    before = config.floatx(), config.dtype_policy(), config.image_data_format()
+    try:
+        config.set_floatx("float32")
+        config.set_dtype_policy("float32")
+        config.set_image_data_format("channels_last")
+        yield
+    finally:
+        config.set_floatx(before[0])
+        config.set_dtype_policy(before[1])
+        config.set_image_data_format(before[2])
+
+
+def check_kind(argument: str, model: Any) -> None:
+    """Raises UsageError where a model of the user's, if there is one, is not Keras 3's."""
+    if model is not None and not isinstance(model, keras.layers.Layer):
+        kind = f"{type(model).__module__.partition('.')[0]}'s {type(model).__name__}"
+        raise UsageError(f"{argument} is {kind}; a model of Keras 3 is needed, keras.Model")
 
 
 def make_networks(
@@ -64,14 +88,22 @@ def build(model: keras.Model, argument: str, features: dict[str, tf.Tensor], out
         model(features)
         return
     with _named(argument, features):
-        shape = tuple(model.model(model.inputs_of(features), training=False).shape)
+        answer = model.model(model.inputs_of(features), training=False)
+    if isinstance(answer, dict | list | tuple):
+        raise UsageError(f"{argument} gives a {type(answer).__name__}; one tensor [N, {outputs}] is needed")
+    with _named(argument, features):
+        shape = tuple(answer.shape)
     if shape != (2, outputs):
         raise UsageError(f"{argument} gives {shape[1:]} numbers for an observation; {outputs} are needed")
     with _named(argument, features):
         model(features)
-    if odd := sorted({v.dtype for v in model.trainable_variables} - {"float32"}):  # flat parameters have one dtype
+    trained = model.model.trainable_variables
+    if not trained:
+        raise UsageError(f"{argument} has nothing to train: every layer is frozen (trainable=False), or has no weights")
+    if odd := [v for v in trained if v.dtype != "float32"]:  # flat parameters have one dtype
         raise UsageError(
-            f"{argument} has weights of {', '.join(odd)}; float32 is needed, as in a layer of mixed_bfloat16"
+            f"{argument} has weights of {odd[0].dtype}; float32 is needed, as in a layer of mixed_bfloat16: "
+            f"{odd[0].path}"
         )
 
 

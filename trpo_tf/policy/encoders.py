@@ -29,7 +29,7 @@ class Encoder:
 
     def vector(self, obs: dict) -> tf.Tensor:
         """The vector alone, [N, size]."""
-        return tf.concat([leaf(obs[name], tf) for name, leaf in self.vectors.items()], -1)
+        return self.arrays.vector(obs, tf)
 
     def sample(self, count: int) -> dict[str, np.ndarray]:
         """Observations drawn from the space, the same every time: [count, ...] by leaf."""

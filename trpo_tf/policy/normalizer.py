@@ -61,11 +61,11 @@ class Normalizer(tf.Module):
         self.moments = RunningMoments(self.enabled.shape, "obs_moments")
 
     def __call__(self, features: tf.Tensor, constants=None) -> tf.Tensor:
-        """[N, D] float32 -> [N, D] float32, finite. constants: those of `constants`, by default of now."""
+        """[N, D] float32 or float64 -> [N, D] float32, finite. constants: of `constants`, by default those of now."""
         return standardize.standardize(features, constants or self.constants(), tf)
 
     def constants(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """What is subtracted [D], multiplied by [D], and the bound [D]; float32."""
+        """What is subtracted [D], multiplied by [D], and the bound [D]; float64."""
         count, mean, m2 = (variable.value() for variable in (self.moments.count, self.moments.mean, self.moments.m2))
         mean, scale, bound = standardize.constants(count, mean, m2, self.enabled, tf)
         return mean, scale, tf.constant(bound)

@@ -54,15 +54,19 @@ class Policy(tf.Module):
         self.has_images = bool(self.encoder.images)
         if self.shared and (policy_network is not None or value_network is not None):
             raise UsageError("--share_torso goes with the networks of the flags, not with models of your own")
-        policy, value = construction.make_networks(
-            self.distribution, self.encoder.images, config, seed, policy_network, value_network
-        )
+        construction.check_kind("policy_network", policy_network)
+        construction.check_kind("value_network", value_network)
+        with construction.keras_defaults():
+            policy, value = construction.make_networks(
+                self.distribution, self.encoder.images, config, seed, policy_network, value_network
+            )
         self.states = {f"{model.name}_state": model.state_size for model in (policy, value) if model.state_size}
         self.specs = {name: (leaf.shape, leaf.dtype) for name, leaf in self.encoder.leaves.items()}
         if self.states:
             widths = {"is_first": ()} | {name: (size,) for name, size in self.states.items()}
             self.specs |= {name: (shape, np.dtype(np.float32)) for name, shape in widths.items()}
-        self._build(policy, value)
+        with construction.keras_defaults():
+            self._build(policy, value)
         if policy_network is not None and forward_mode:
             construction.try_forward_mode(self.network, self._two_samples())
 

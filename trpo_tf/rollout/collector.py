@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trpo_tf.errors import EnvironmentFailure
+from trpo_tf.messages import warn
+from trpo_tf.rollout.backends.restarts import Failure, count_restarts
 from trpo_tf.rollout.vector_env import VectorEnv
 from trpo_tf.types import ALIGNMENT, Rollout, Trajectory
 
@@ -18,7 +20,8 @@ class Collector:
 
     Environments cannot be asked for their state. They are therefore rebuilt at every checkpoint boundary, in an
     undisturbed run too, and between boundaries the actions are recorded: replaying them from the last boundary puts
-    new environments exactly where the old ones were.
+    new environments exactly where the old ones were. Which environments failed and were made anew is recorded, too:
+    they are made anew at the same time steps again, whether they would fail again or not.
 
     Args:
       make_envs: from the number of the update to fresh environments with seeds of their own.
@@ -35,10 +38,15 @@ class Collector:
         self._gamma, self._max_invalid = np.float32(gamma), max_invalid
         self.act_count = 0  # time steps so far
         self.invalid = 0  # transitions masked so far
+        self.restarts = self.dropped = 0  # environments made anew so far, and transitions that were lost with them
         self.built_at = 0
         self.obs: dict[str, np.ndarray] = {}  # [B, ...] each, what the policy sees next
         self._actions: list[np.ndarray] = []  # [K, B, A] each
+        self._failed: list[
+            tuple[int, int]
+        ] = []  # number of the time step since the environments were made, environment
         self._envs: VectorEnv | None = None
+        self._disturbed = False  # the environments are not where `obs` was seen
         self.rebuild(0)
 
     @property
@@ -47,27 +55,38 @@ class Collector:
         return len(self._bad)
 
     def rebuild(self, update: int) -> None:
-        """Replaces the environments by fresh ones, seeded for this update; their episodes are cut."""
-        self.close()
-        self._envs = self._make_envs(update)
-        self.built_at = update
-        self._actions = []
-        self._bad = np.zeros(self._envs.num_envs, bool)
-        obs, self._bad = self._clean(self._envs.reset())
-        rows = self._envs.num_envs
+        """Replaces the environments by fresh ones, seeded for this update; their episodes are cut.
+
+        Raises:
+          EnvironmentFailure: an environment failed too often. `state()` is as before.
+        """
+        envs = self._made(update)
+        obs, failures = envs.reset(), envs.pop_failures()
+        self.restarts = count_restarts(failures, self.restarts, envs.max_restarts)
+        self._failed = _at(0, failures)
+        rows, self.built_at, self._actions = envs.num_envs, update, []
+        obs, self._bad = self._clean(obs)
         self._discounted_return = np.zeros(rows, np.float32)
         fresh = {name: np.zeros((rows, size), np.float32) for name, size in self._actor.states.items()}
         self.obs = obs | (fresh and {"is_first": np.ones(rows, np.float32)}) | fresh
+        self._disturbed = False
+
+    def _made(self, update: int) -> VectorEnv:
+        self._disturbed = True
+        self.close()
+        self._envs = self._make_envs(update)
+        return self._envs
 
     def state(self) -> dict[str, np.ndarray]:
         """What `restore` of a collector with the same settings needs."""
         shape = (0, self.num_envs, self._actor.action_size)
-        counters = {"act_count": self.act_count, "invalid": self.invalid, "built_at": self.built_at}
+        counters = ("act_count", "invalid", "restarts", "dropped", "built_at")
         return {
             "actions": np.concatenate([np.zeros(shape, np.float32), *self._actions]),
+            "failed": np.array(self._failed, np.int64).reshape(-1, 2),
             "discounted_return": self._discounted_return,
             **{f"obs/{name}": x for name, x in self.obs.items()},
-            **{name: np.array(count) for name, count in counters.items()},
+            **{name: np.array(getattr(self, name)) for name in counters},
         }
 
     def restore(self, state: dict[str, np.ndarray]) -> bool:
@@ -75,21 +94,45 @@ class Collector:
 
         Returns:
           Whether the environments give the observations that they gave then.
+
+        Raises:
+          EnvironmentFailure: an environment failed. `state()` is as before.
         """
-        self.rebuild(int(state["built_at"]))
-        self.act_count, self.invalid = int(state["act_count"]), int(state["invalid"])
-        assert self._envs is not None
-        for action in state["actions"]:
-            obs, self._bad = self._clean(self._envs.step(self._actor.to_env(action)).obs)
-            self.obs |= obs
-        self._envs.pop_episodes()
-        known = {name: state[f"obs/{name}"] for name in self.obs}
-        equal = all(self.obs[name].tobytes() == known[name].tobytes() for name in self._actor.leaves)
-        self.obs |= {name: x for name, x in known.items() if name not in self._actor.leaves}
+        envs, failed = self._made(int(state["built_at"])), [(step, env) for step, env in state["failed"].tolist()]
+        obs, others = self._replayed(envs, state["actions"], failed)
+        obs, self._bad = self._clean(obs)
+        for name in ("act_count", "invalid", "restarts", "dropped", "built_at"):
+            setattr(self, name, int(state[name]))
+        self._failed, self.restarts = failed + others, self.restarts + len(others)
+        known = {name.removeprefix("obs/"): x for name, x in state.items() if name.startswith("obs/")}
+        equal = all(obs[name].tobytes() == known[name].tobytes() for name in self._actor.leaves)
+        self.obs = known | obs
         self._discounted_return = state["discounted_return"]
-        if len(state["actions"]):
-            self._actions = [state["actions"]]
+        self._actions = [state["actions"]] if len(state["actions"]) else []
+        self._disturbed = False
         return equal
+
+    def _replayed(
+        self, envs: VectorEnv, actions: np.ndarray, failed: list[tuple[int, int]]
+    ) -> tuple[dict[str, np.ndarray], list[tuple[int, int]]]:
+        """Observations [B, ...] after the actions [K, B, A]; environments fail where they did.
+
+        One that fails elsewhere begins from its start again. Those that could not get through are returned, too.
+        """
+        due: dict[int, list[int]] = {}
+        for step, env in failed:
+            due.setdefault(step, []).append(env)
+        obs, others = {}, []
+        envs.repeat(True)
+        for step in range(len(actions) + 1):
+            for env in due.get(step, []):
+                envs.fail_next(env)
+            obs = envs.step(self._actor.to_env(actions[step - 1])).obs if step else envs.reset()
+            if envs.failures:
+                others += _at(step, envs.pop_failures())
+        envs.repeat(False)
+        envs.pop_episodes()
+        return obs, others
 
     def collect(
         self, noise: np.ndarray, log_prob: Callable[[np.ndarray, np.ndarray], np.ndarray], version: int = 0
@@ -102,13 +145,19 @@ class Collector:
           version: updates that the policy has behind it, stored with every transition.
 
         Raises:
-          EnvironmentFailure: an environment raised, or they keep giving NaN or infinity. `state()` is as before, the
-            environments are not: `restore(state())` before the next rollout.
+          EnvironmentFailure: environments failed too often, or they keep giving NaN or infinity. `state()` is as
+            before, and the next call begins there.
         """
-        steps = self._step_through(noise)
+        if self._disturbed and not self.restore(self.state()):
+            warn("the environments did not repeat themselves: training goes on, but not to the bit")
+        self._disturbed = True
+        steps, losses = self._step_through(noise)
         flat = (x.reshape(-1, x.shape[-1]) for x in (steps.params, steps.raw_action))
         logp = log_prob(*flat).reshape(steps.reward.shape)
         trajectory, invalid = self._mask_invalid(steps, logp)
+        before = sum(map(len, self._actions))
+        self._failed += [(before + step, env) for step, env in losses.failed]
+        self.restarts, self.dropped = losses.restarts, losses.dropped
         self.invalid += invalid
         self.act_count += self._time
         self._actions.append(steps.raw_action)
@@ -117,11 +166,14 @@ class Collector:
         episodes = self._envs.pop_episodes()
         versions = np.full(steps.reward.shape, version, np.int32)
         returns = self._discounted_returns(trajectory)
-        return Rollout(trajectory, steps.params, versions, returns, episodes.returns, episodes.lengths, invalid)
+        self._disturbed = False
+        lost = self.restarts, self.dropped
+        return Rollout(trajectory, steps.params, versions, returns, episodes.returns, episodes.lengths, invalid, *lost)
 
-    def _step_through(self, noise: np.ndarray) -> "_Steps":
+    def _step_through(self, noise: np.ndarray) -> tuple["_Steps", "_Losses"]:
         actor, envs = self._actor, self._envs
         assert envs is not None
+        losses = _Losses(self.restarts, self.dropped, envs.max_restarts)
         steps = _Steps.empty((self._time, envs.num_envs), actor)
         obs, states = steps.obs, sorted(actor.states)
         for name, x in obs.items():
@@ -143,15 +195,17 @@ class Collector:
                         obs[name][t + 1] = x
                 steps.reward[t], steps.terminated[t] = given.reward, given.terminated
                 steps.truncated[t], steps.mask[t] = given.truncated, given.mask
+                if envs.failures:
+                    losses.add(steps, t, envs.pop_failures())
                 if states:
                     obs["is_first"][t + 1] = given.mask == 0
                     for name, state in zip(states, after, strict=True):
                         obs[name][t + 1] = state
-        return steps
+        return steps, losses
 
     def _clean(self, obs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Observations as stored, non-finite numbers replaced by 0, and which rows [B] had some."""
-        stored, bad = {}, np.zeros(self.num_envs, bool)
+        stored, bad = {}, np.zeros(len(next(iter(obs.values()))), bool)
         for name, leaf in self._actor.leaves.items():
             x = np.asarray(obs[name]).astype(leaf.dtype).reshape((-1, *leaf.shape))
             if x.dtype.kind == "f":
@@ -183,10 +237,11 @@ class Collector:
         ended = trajectory.terminated | trajectory.truncated
         decay = self._gamma * (np.float32(1) - ended.astype(np.float32))
         totals, carried = np.empty_like(trajectory.reward), self._discounted_return
-        for t, reward in enumerate(trajectory.reward):
-            totals[t] = carried + reward
-            carried = totals[t] * decay[t]
-        self._discounted_return = carried
+        with np.errstate(over="ignore", invalid="ignore"):
+            for t, reward in enumerate(trajectory.reward):
+                totals[t] = carried + reward
+                carried = totals[t] * decay[t]
+        self._discounted_return = np.where(np.isfinite(carried), carried, np.float32(0))  # or it would never end
         return totals
 
     def close(self) -> None:
@@ -217,6 +272,30 @@ class _Steps(NamedTuple):
         terminated, truncated = (np.empty(shape, bool) for _ in range(2))
         bad_obs = np.zeros((shape[0] + 1, shape[1]), bool)
         return cls(obs, params, action, reward, terminated, truncated, mask, bad_obs)
+
+
+class _Losses:
+    """What failures of environments cost, counted on from `restarts` and `dropped`."""
+
+    def __init__(self, restarts: int, dropped: int, allowed: int):
+        self.restarts, self.dropped, self._allowed = restarts, dropped, allowed
+        self.failed: list[tuple[int, int]] = []  # number of the time step, the first being 1, and environment
+
+    def add(self, steps: _Steps, t: int, failures: list[Failure]) -> None:
+        """Masks what there is of the episodes that failed at row t, since nobody knows whether it was right."""
+        self.restarts = count_restarts(failures, self.restarts, self._allowed)
+        self.failed += _at(t + 1, failures)
+        for env in {failure.env for failure in failures}:
+            if steps.truncated[t, env] and not steps.mask[t, env]:  # it failed in an episode, not at its beginning
+                others = np.flatnonzero(steps.mask[:t, env] == 0)
+                fragment = slice(others[-1] + 1 if len(others) else 0, t)
+                self.dropped += int(steps.mask[fragment, env].sum())
+                steps.mask[fragment, env] = steps.reward[fragment, env] = 0
+
+
+def _at(step: int, failures: list[Failure]) -> list[tuple[int, int]]:
+    """Time step and environment of failures that decide with which seed it goes on."""
+    return [(step, failure.env) for failure in failures if failure.lived]
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

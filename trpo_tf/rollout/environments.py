@@ -8,11 +8,13 @@ from typing import Any
 import gymnasium as gym
 
 from trpo_tf.config.rooms import EnvironmentConfig
-from trpo_tf.errors import EnvironmentFailure, Error, UsageError, first_line
+from trpo_tf.errors import EnvironmentFailure, Error, UsageError, described, first_line
+from trpo_tf.messages import warn
 from trpo_tf.rollout import options
-from trpo_tf.rollout.backends import envpool, gymnasium, processes, single_env
+from trpo_tf.rollout.backends import checks, envpool, gymnasium, processes, resolve, single_env
 from trpo_tf.rollout.backends.base import Backend
-from trpo_tf.rollout.backends.resolve import resolve_backend
+from trpo_tf.rollout.backends.restarts import Household
+from trpo_tf.rollout.evaluation import LONGEST
 from trpo_tf.rollout.vector_env import VectorEnv
 
 # Options that decide how environments are driven, or that flags of their own set.
@@ -36,6 +38,7 @@ class Environments:
     Attributes:
       name: see env_name.
       backend: of training, "envpool" or "gymnasium".
+      backend_reason: the backend in words, and whether the other one has the id, too.
       given: whether `env` is a vector environment.
 
     Raises:
@@ -50,13 +53,16 @@ class Environments:
             raise UsageError(f"--eval_env={env_name(eval_env)}: a vector environment; pass an id or a function")
         self._settings = options.keywords("env_options", config.env_options)
         self._wrappers = options.wrappers("wrappers", config.wrappers)
+        self._worked: set[str] = set()  # names of what was made once: when that fails, it is not the settings' fault
         self.name, self.given = env_name(self._env), _is_given(self._env)
         self._check_settings()
         if _is_given(self._env):
             _check_given(config, self._env, self.name)
         self.backend = self._backend_of(self._env)
+        self.backend_reason = resolve.explain(env if isinstance(env, str) else self.name, self.backend)
         if self._eval_env is not None:
             self._backend_of(self._eval_env)
+        self._spaces: tuple[gym.Space, gym.Space] | None = None  # those that `probe` found
 
     def training(self, seed: int) -> VectorEnv:
         """config.num_envs environments; environment b has the seed seed + b.
@@ -68,9 +74,16 @@ class Environments:
           EnvironmentFailure: one raised while it was made.
         """
         backend = self._given(seed) if _is_given(self._env) else self._make(self._env, self._config.num_envs, seed)
-        return VectorEnv(backend, self._config.stagger)
+        return VectorEnv(self._agreeing(backend, "env"), self._config.stagger, self._config.max_env_restarts)
 
-    def evaluation(self, num_envs: int, seed: int, render_mode: str | None = None, video_dir: str = "") -> VectorEnv:
+    def evaluation(
+        self,
+        num_envs: int,
+        seed: int,
+        render_mode: str | None = None,
+        video_dir: str = "",
+        longest: int = LONGEST,
+    ) -> VectorEnv:
         """`num_envs` environments to evaluate in; environment b has the seed seed + b.
 
         Args:
@@ -78,14 +91,26 @@ class Environments:
           seed: see above.
           render_mode: of gymnasium, which then serves: "human" shows the episodes, "rgb_array" lets them be recorded.
           video_dir: where every episode is recorded; empty: none is.
+          longest: steps after which episodes are cut where the environment knows no time limit.
 
         Raises:
-          UsageError: they cannot be made as asked for, or a vector environment was given and nothing to evaluate in.
+          UsageError: they cannot be made as asked for, or a vector environment was given and nothing to evaluate in,
+            or their spaces are not those of training.
           EnvironmentFailure: one raised while it was made.
         """
         if self._eval_env is None:
             raise UsageError(f"--env={self.name}: a vector environment cannot be evaluated in; pass eval_env, too")
-        return VectorEnv(self._make(self._eval_env, num_envs, seed, render_mode, video_dir))
+        backend = self._make(self._eval_env, num_envs, seed, render_mode, video_dir)
+        limit = longest if backend.max_episode_steps is None else max(longest, LONGEST)
+        return VectorEnv(self._agreeing(backend, "eval_env"), max_restarts=self._config.max_env_restarts, longest=limit)
+
+    def check_evaluation(self) -> None:
+        """Looks whether there is something to evaluate in; makes one environment where it is not that of training.
+
+        Raises: see `evaluation`.
+        """
+        if self._eval_env is not self._env:
+            self.evaluation(1, 0).close()
 
     def probe(self) -> VectorEnv:
         """One environment to look at; of a given vector environment itself, neither reset nor stepped.
@@ -94,9 +119,44 @@ class Environments:
           UsageError: it cannot be made as asked for.
           EnvironmentFailure: it raised while it was made.
         """
-        if _is_given(self._env):
-            return VectorEnv(self._given(0))
-        return VectorEnv(self._make(self._env, 1, 0, alone=True))
+        given = _is_given(self._env)
+        backend = self._given(0) if given else self._make(self._env, 1, 0, alone=True)
+        self._spaces = backend.observation_space, backend.action_space
+        if backend.name == "envpool" and not given:
+            self._compare_backends()
+        return VectorEnv(backend)
+
+    def _agreeing(self, backend: Backend, flag: str) -> Backend:
+        """The backend, if its spaces are those that `probe` found; bounds of observations may differ."""
+        for kind, theirs, ours in self._differing(backend):
+            backend.close()
+            raise UsageError(f"--{flag}={backend.env_name}: its {kind} space is {ours}; that of the policy is {theirs}")
+        return backend
+
+    def _differing(self, other: Any) -> Iterator[tuple[str, gym.Space, gym.Space]]:
+        """Which spaces of something differ from those that `probe` found: kind, found, other."""
+        if self._spaces is None:
+            return
+        observation, action = self._spaces
+        if not checks.alike(observation, other.observation_space):
+            yield "observation", observation, other.observation_space
+        if not checks.alike(action, other.action_space, bounds=True):
+            yield "action", action, other.action_space
+
+    def _compare_backends(self) -> None:
+        """Warns where gymnasium has another environment of the id than EnvPool, which was taken unasked."""
+        env = self._config.env
+        if self._config.env_backend != "auto" or env not in gym.registry or self._settings:
+            return
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other = gym.make(env)
+            other.close()
+            for kind, ours, theirs in self._differing(other):
+                warn(
+                    f"--env={env}: its {kind} space is {ours} in EnvPool, which serves, and {theirs} in gymnasium, "
+                    "which --env_backend=gymnasium takes"
+                )
 
     def _check_settings(self) -> None:
         config, given = self._config, _is_given(self._env)
@@ -135,8 +195,8 @@ class Environments:
             if needs and config.env_backend == "auto" and env not in gym.registry and env in envpool.ids():
                 raise UsageError(f"--env={env}: EnvPool has it and gymnasium does not, whose {needs} is")
             asked = "gymnasium" if needs or watched else config.env_backend
-            with _named(env):
-                return resolve_backend(env, asked, config.allow_env_module)
+            with _Named(env, self._worked):
+                return resolve.resolve_backend(env, asked, config.allow_env_module)
         serves = "envpool" if envpool.is_pool(env) else "gymnasium"
         if config.env_backend not in ("auto", serves):
             raise UsageError(f"--env_backend={config.env_backend}: {env_name(env)} is {serves}'s; leave it at auto")
@@ -156,26 +216,34 @@ class Environments:
         video_dir: str = "",
         alone: bool = False,
     ) -> Backend:
-        """Fresh environments of an id or a function. alone: in this process, whatever the configuration says."""
+        """Fresh environments of an id or a function.
+
+        alone: in this process, whatever the configuration says; when it fails, it is not made anew.
+        """
         watched, name = bool(render_mode or video_dir), env_name(env)
+        first = watched or name not in self._worked  # a render_mode is asked for anew each time
+        household = Household(name, num_envs, self._config.env_timeout, strict=alone or first, first=first)
         serves = self._backend_of(env, watched)
         settings = self._settings if isinstance(env, str) else {}
-        with _named(name), self._options_named(settings, serves), warnings.catch_warnings():
+        with _Named(name, self._worked), self._options_named(name, settings, serves), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*precision lowered.*")
             if serves == "envpool":
                 return envpool.make(name, num_envs, seed, self._config.env_threads, settings)
             make = single_env.by_id(env, settings, render_mode) if isinstance(env, str) else env
-            prepared = single_env.Prepared(make, name, seed, self._wrappers, render_mode, video_dir)
+            prepared = single_env.Prepared(make, seed, self._wrappers, render_mode, video_dir)
             in_processes = self._config.env_processes and not (watched or alone)
-            return gymnasium.make(prepared, name, num_envs, seed, in_processes)
+            backend = gymnasium.make(prepared, household, seed, in_processes)
+            household.strict = alone
+            self._worked.add(name)
+            return backend
 
     @contextlib.contextmanager
-    def _options_named(self, settings: dict[str, Any], serves: str) -> Iterator[None]:
+    def _options_named(self, name: str, settings: dict[str, Any], serves: str) -> Iterator[None]:
         """Says that options are to blame, where there are any and making the environments failed."""
         try:
             yield
         except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-            if not settings or isinstance(error, Error):
+            if not settings or isinstance(error, Error) or name in self._worked:
                 raise
             theirs = "; those of EnvPool are not gymnasium's, which --env_backend=gymnasium takes"
             hint = theirs if serves == "envpool" else ""
@@ -221,16 +289,25 @@ def _check_given(config: EnvironmentConfig, env: Any, name: str) -> None:
         raise UsageError(f"--num_envs={config.num_envs}: {name} has {backend.num_envs} environments; must be the same")
 
 
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Names the environment in whatever is raised while it is looked for and made."""
-    try:
-        yield
-    except (gym.error.Error, ImportError) as error:
-        raise UsageError(f"--env={name}: {first_line(error)}") from error
-    except Error:
-        raise
-    except (Exception, SystemExit) as error:
+class _Named:
+    """Names the environment in whatever is raised while it is looked for and made.
+
+    A generator of contextlib would not do: with a RuntimeError from a StopIteration it raises the latter.
+
+    worked: see Environments.
+    """
+
+    def __init__(self, name: str, worked: set[str]):
+        self._name, self._worked = name, worked
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, trace) -> None:
+        if error is None or isinstance(error, Error | KeyboardInterrupt):
+            return
+        if isinstance(error, gym.error.Error | ImportError) and self._name not in self._worked:
+            raise UsageError(f"--env={self._name}: {first_line(error)}") from error
         raise EnvironmentFailure(
-            f"environment failed: {type(error).__name__}: {first_line(error)} (--env={name}, while it was made)"
+            f"environment failed: {described(error)} (--env={self._name}, while it was made)"
         ) from error

@@ -1,29 +1,60 @@
 """Returns of a policy over whole episodes, in environments of its own."""
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from trpo_tf.errors import Interrupted
+from trpo_tf.rollout.backends.restarts import count_restarts
 from trpo_tf.rollout.vector_env import VectorEnv
 
-_MOST_ENVS = 64
-_LONGEST = 30_000  # steps; an episode without a time limit must end some day
+LONGEST = 30_000  # steps; an episode without a time limit must end some day
+_SHORTEST = 1_000  # steps that an episode is left in any case
+_GRACE = 10.0  # seconds that an evaluation has to end when the run is to end
 
 
 class Evaluation(NamedTuple):
-    """Undiscounted returns [E] and lengths [E] of whole episodes."""
+    """Undiscounted returns [E] and lengths [E] of whole episodes.
+
+    A reward that is not finite counts as 0, as in training.
+
+    cut: how many episodes were cut at `longest` steps. invalid: transitions with a reward or observation not finite.
+    """
 
     returns: np.ndarray
     lengths: np.ndarray
+    cut: int = 0
+    longest: int = LONGEST
+    invalid: int = 0
 
     def summary(self) -> dict[str, Any]:
-        """Mean, standard deviation, minimum and maximum of returns and lengths; JSON can carry it."""
-        result: dict[str, Any] = {"episodes": len(self.returns)}
+        """Mean, standard deviation, minimum and maximum of returns and lengths; JSON can carry it.
+
+        A statistic that is not finite is None.
+        """
+        result: dict[str, Any] = {"episodes": len(self.returns), "cut": self.cut, "invalid": self.invalid}
         for name, values in (("return", self.returns), ("length", self.lengths)):
             for statistic in ("mean", "std", "min", "max"):
-                result[f"{name}_{statistic}"] = float(getattr(values, statistic)())
+                value = float(getattr(values, statistic)())
+                result[f"{name}_{statistic}"] = value if np.isfinite(value) else None
         return result
+
+    def warnings(self) -> list[str]:
+        """Lines on what a reader of the numbers has to know."""
+        lines = []
+        if self.cut:
+            lines.append(
+                f"{self.cut} of {len(self.returns)} evaluation episodes were cut after {self.longest:,} steps; they "
+                "count with their return so far"
+            )
+        if self.invalid:
+            lines.append(
+                f"{self.invalid} transitions of the evaluation had NaN, infinity or a number beyond float32; such "
+                "rewards and observations count as 0"
+            )
+        return lines
 
     def __str__(self) -> str:
         parts = (
@@ -38,11 +69,13 @@ def evaluate(
     envs: VectorEnv,
     episodes: int,
     progress: Callable[[int], None] = lambda done: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Runs episodes with a policy that does not learn.
 
     Every environment runs a fixed number of episodes, so that short ones are not counted more often. An episode that
-    reaches 30,000 steps counts with its return so far; it is not reset.
+    reaches envs.longest steps counts with its return so far. An episode in which the environment fails does not count:
+    another one is run in an environment made anew.
 
     Args:
       act: from obs, [B, ...] each, and is_first [B] bool, where an episode begins with them, to actions [B, ...] as
@@ -50,37 +83,68 @@ def evaluate(
       envs: fresh environments; at most `episodes` of them. Closed afterwards, whatever happens.
       episodes: E.
       progress: called with the number of episodes done, now and then.
+      stopping: whether the run is to end; 10 seconds later the evaluation is given up.
 
     Raises:
-      EnvironmentFailure: an environment raised.
+      EnvironmentFailure: environments failed more often than they may be made anew.
+      Interrupted: see stopping.
     """
     try:
-        return _run(act, envs, episodes, progress)
+        return _run(act, envs, episodes, progress, stopping)
     finally:
         envs.close()
 
 
-def _run(act, envs: VectorEnv, episodes: int, progress: Callable[[int], None]) -> Evaluation:
+def _run(act, envs: VectorEnv, episodes: int, progress: Callable[[int], None], stopping) -> Evaluation:
     count = envs.num_envs
     quota = episodes // count + (np.arange(count) < episodes % count)
     returns: list[list[float]] = [[] for _ in range(count)]
     lengths: list[list[int]] = [[] for _ in range(count)]
-    total, length = np.zeros(count), np.zeros(count, np.int64)
-    obs, is_first = envs.reset(), np.ones(count, bool)
-    while any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
+    total, length, asked, restarts = np.zeros(count), np.zeros(count, np.int64), 0.0, 0
+    obs, bad_obs = _finite(envs.reset())
+    is_first, invalid = np.ones(count, bool), int(bad_obs.sum())
+    while (wanted := np.array([*map(len, returns)]) < quota).any():
+        if stopping():
+            asked = asked or time.monotonic()
+            if time.monotonic() - asked > _GRACE:
+                raise Interrupted(f"evaluation given up after {sum(map(len, returns))} of {episodes} episodes")
         step = envs.step(act(obs, is_first))
-        obs, is_first = step.obs, step.mask == 0
-        total += step.reward
+        if envs.failures:
+            restarts = count_restarts(envs.pop_failures(), restarts, envs.max_restarts)
+        (obs, bad_obs), is_first = _finite(step.obs), step.mask == 0
+        finite = np.isfinite(step.reward)
+        invalid += int(((bad_obs | ~finite) & wanted).sum())
+        total += np.where(finite, step.reward, 0.0)
         length += step.mask > 0
-        for b in np.flatnonzero(step.terminated | step.truncated | (length >= _LONGEST)):
-            if len(returns[b]) < quota[b]:
+        for b in np.flatnonzero(step.terminated | step.truncated):
+            if wanted[b] and step.mask[b]:
                 returns[b].append(total[b])
                 lengths[b].append(length[b])
                 progress(sum(map(len, returns)))
             total[b], length[b] = 0.0, 0
-    return Evaluation(np.concatenate(returns), np.concatenate(lengths))
+    every = np.concatenate(lengths)
+    return Evaluation(np.concatenate(returns), every, int((every >= envs.longest).sum()), envs.longest, invalid)
 
 
-def env_count(episodes: int) -> int:
+def _finite(obs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Observations with 0 for what is not finite, as in training, and which environments [B] gave some."""
+    bad = np.zeros(len(next(iter(obs.values()))), bool)
+    with np.errstate(over="ignore"):
+        for name, x in obs.items():
+            if x.dtype.kind == "f" and not np.isfinite(np.sum(x, dtype=np.float32)):
+                finite = np.isfinite(x.astype(np.float32))
+                obs, bad = obs | {name: np.where(finite, x, 0)}, bad | ~finite.reshape(len(x), -1).all(1)
+    return obs, bad
+
+
+def env_count(episodes: int, most: int) -> int:
     """How many environments to run that many episodes in."""
-    return min(episodes, _MOST_ENVS)
+    return min(episodes, most)
+
+
+def longest_episode(env_steps: int, episodes: int) -> int:
+    """Steps after which an episode without a time limit is cut in an evaluation of a policy trained for env_steps.
+
+    An evaluation may not take much longer than the training did, nor judge by a few steps.
+    """
+    return int(np.clip(env_steps // episodes, _SHORTEST, LONGEST))

@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 
 from trpo_tf.errors import UsageError, first_line
+from trpo_tf.rollout.backends import checks
 
 
 def keywords(flag: str, text: str) -> dict[str, Any]:
@@ -37,6 +38,8 @@ def _wrapper(flag: str, part: str, text: str):
         raise UsageError(f"--{flag}={text}: {name}: {first_line(error)}") from error
     if not (isinstance(kind, type) and issubclass(kind, gym.Wrapper)):
         raise UsageError(f"--{flag}={text}: gymnasium.wrappers has no {name}")
+    if said := checks.learns(kind):
+        raise UsageError(f"--{flag}={text}: {said}")
 
     def wrap(env: gym.Env) -> gym.Env:
         try:

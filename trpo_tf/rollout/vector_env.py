@@ -1,12 +1,13 @@
 """Environments stepped together, with one meaning of every transition whatever backend steps them."""
 
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from trpo_tf.errors import EnvironmentFailure, Error, first_line
+from trpo_tf.errors import EnvironmentFailure, Error, described
+from trpo_tf.messages import warn
 from trpo_tf.rollout.backends.base import Backend
+from trpo_tf.rollout.backends.restarts import Failure
 
 _NEVER = np.iinfo(np.int64).max
 
@@ -18,11 +19,11 @@ class EnvStep(NamedTuple):
     reward: np.ndarray  # [B] float32, 0 where mask is 0
     terminated: np.ndarray  # [B] bool
     truncated: np.ndarray  # [B] bool, never together with terminated
-    mask: np.ndarray  # [B] float32, 0 on reset rows
+    mask: np.ndarray  # [B] float32, 0 on reset rows and where an environment failed, which is truncated
 
 
 class Episodes(NamedTuple):
-    """Whole episodes that ended; those cut to spread the phases are not among them."""
+    """Whole episodes that ended; those cut to spread the phases, or by a failure, are not among them."""
 
     returns: list[float]  # undiscounted
     lengths: list[int]
@@ -37,14 +38,19 @@ class VectorEnv:
     Args:
       backend: fresh environments; closed with this.
       stagger: see above; without effect where the backend knows no time limit.
+      longest: steps after which every episode is cut.
+      max_restarts: environments that may be made anew because they failed; whoever steps them counts.
 
     Attributes:
       backend: name of the backend, "envpool" or "gymnasium".
       num_envs: B.
+      longest: see above.
       observation_space, action_space: of one environment.
+      max_restarts: see above.
+      failures: since `pop_failures` was called, of environments that are made anew.
     """
 
-    def __init__(self, backend: Backend, stagger: bool = False):
+    def __init__(self, backend: Backend, stagger: bool = False, max_restarts: int = 0, longest: int = _NEVER):
         self._backend = backend
         self._foreign = _Foreign(backend.env_name)
         self.backend = backend.name
@@ -55,7 +61,8 @@ class VectorEnv:
         self._return = np.zeros(self.num_envs, np.float64)
         self._ended = np.zeros(self.num_envs, bool)
         self._cut = np.zeros(self.num_envs, bool)
-        self._cut_at = np.full(self.num_envs, _NEVER)
+        self.longest = longest
+        self._cut_at = np.full(self.num_envs, longest)
         limit = backend.max_episode_steps
         if stagger and limit:
             self._cut_at = -(-limit * np.arange(1, self.num_envs + 1) // self.num_envs)
@@ -63,6 +70,8 @@ class VectorEnv:
         self._all_valid = np.ones(self.num_envs, np.float32)
         self._all_valid.flags.writeable = False
         self._episodes = Episodes([], [])
+        self.max_restarts = max_restarts
+        self.failures: list[Failure] = []
 
     def reset(self) -> dict[str, np.ndarray]:
         """Starts every environment; once, before the first step. Returns obs [B, ...] each.
@@ -71,13 +80,15 @@ class VectorEnv:
           EnvironmentFailure: an environment raised, or its process died.
         """
         with self._foreign:
-            return self._backend.reset()
+            obs = self._backend.reset()
+        self._failed()
+        return obs
 
     def step(self, action: Any) -> EnvStep:
         """Steps all environments with actions [B, ...], in the structure of the action space.
 
         Raises:
-          EnvironmentFailure: an environment raised, or its process died.
+          EnvironmentFailure: an environment raised, or its process died, and cannot be made anew.
           UsageError: the environment was written for an older API, or the actions have another shape.
         """
         with self._foreign:
@@ -87,11 +98,12 @@ class VectorEnv:
             self._length += 1
             self._return += _finite(reward)
             return EnvStep(obs, reward.astype(np.float32, copy=False), terminated, truncated, self._all_valid)
-        valid = ~self._ended
+        going = ~self._ended
         if self._cut.any():  # their step was one more of the episode cut before; now comes the reset
             obs = self._reset_cut(obs)
-        if self._ended.any():
-            reward, terminated, truncated = np.where(valid, reward, 0.0), terminated & valid, truncated & valid
+        valid = going & ~self._failed()
+        if not valid.all():
+            reward, terminated, truncated = np.where(valid, reward, 0.0), terminated & valid, truncated & going
         truncated = truncated & ~terminated
         self._length += valid
         self._return += _finite(reward)
@@ -101,7 +113,7 @@ class VectorEnv:
         self._quiet = int((self._cut_at - self._length).min())
         if self._ended.any():
             self._quiet = 0
-            self._finish(np.flatnonzero(ended), np.flatnonzero(self._ended))
+            self._finish(np.flatnonzero(ended & valid), np.flatnonzero(self._ended))
         return EnvStep(obs, reward.astype(np.float32), terminated, truncated | self._cut, valid.astype(np.float32))
 
     def _reset_cut(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -114,17 +126,39 @@ class VectorEnv:
             x[ids] = first[name]
         return obs
 
+    def _failed(self) -> np.ndarray:
+        """Which environments [B] failed at this step; takes over what the backend knows of them."""
+        failed = np.zeros(self.num_envs, bool)
+        if self._backend.failures:
+            failed[[failure.env for failure in self._backend.failures]] = True
+            self.failures.extend(self._backend.failures)
+            self._backend.failures.clear()
+        return failed
+
     def _finish(self, whole: np.ndarray, over: np.ndarray) -> None:
         self._episodes.returns.extend(self._return[whole].tolist())
         self._episodes.lengths.extend(self._length[whole].tolist())
         self._length[over] = 0
         self._return[over] = 0.0
-        self._cut_at[over] = _NEVER
+        self._cut_at[over] = self.longest
 
     def pop_episodes(self) -> Episodes:
         """The whole episodes that ended since the last call."""
         done, self._episodes = self._episodes, Episodes([], [])
         return done
+
+    def pop_failures(self) -> list[Failure]:
+        """The failures since the last call."""
+        found, self.failures = self.failures, []
+        return found
+
+    def fail_next(self, env: int) -> None:
+        """Environment `env` fails at the next call without being asked, as it did before; see Backend."""
+        self._backend.fail_next(env)
+
+    def repeat(self, on: bool) -> None:
+        """What is called until it is turned off worked before; see Backend."""
+        self._backend.repeat(on)
 
     def close(self) -> None:
         """Frees the environments; warns where that fails, since nothing depends on it any more."""
@@ -132,11 +166,11 @@ class VectorEnv:
             with self._foreign:
                 self._backend.close()
         except Error as error:
-            warnings.warn(f"closing: {error}", RuntimeWarning, stacklevel=2)
+            warn(f"closing: {error}")
 
 
 class _Foreign:
-    """Names the environment in whatever it raises; SystemExit, too, is its failure and not the program's end."""
+    """Names the environment in whatever it raises, of any class; an interrupt is the user's."""
 
     def __init__(self, env_name: str):
         self._name = env_name
@@ -145,10 +179,8 @@ class _Foreign:
         pass
 
     def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, Exception | SystemExit) and not isinstance(error, Error):
-            raise EnvironmentFailure(
-                f"environment failed: {type(error).__name__}: {first_line(error)} (--env={self._name})"
-            ) from error
+        if error is not None and not isinstance(error, Error | KeyboardInterrupt):
+            raise EnvironmentFailure(f"environment failed: {described(error)} (--env={self._name})") from error
 
 
 def _finite(reward: np.ndarray) -> np.ndarray:

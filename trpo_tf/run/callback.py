@@ -1,6 +1,6 @@
 """What is called after every update: evaluation, checkpoints, loggers, and whatever a user adds are of this kind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ class Callback:
 
     def start(self, agent: Any) -> None:
         """Before the first update of `learn`."""
+
+    def secure(self, agent: Any) -> None:
+        """Saves what must not be lost: when every callback has started, and before the first one finishes."""
 
     def __call__(self, agent: Any, row: Row) -> bool | None:
         """After an update; False ends the training."""
@@ -58,3 +61,12 @@ def as_callbacks(given: Any) -> list[Callback]:
     """A list of callbacks or functions as callbacks, in the order they are called."""
     callbacks = [one if isinstance(one, Callback) else Function(one) for one in given]
     return sorted(callbacks, key=lambda callback: callback.order)
+
+
+def by_name(callbacks: list[Callback]) -> Iterator[tuple[str, Callback]]:
+    """Each with its class/number, the same in a run and its resumption."""
+    counts: dict[str, int] = {}
+    for callback in callbacks:
+        kind = type(callback).__name__
+        counts[kind] = counts.get(kind, -1) + 1
+        yield f"{kind}/{counts[kind]}", callback

@@ -1,65 +1,102 @@
 """The run directory: its name, its lock, its flags and versions."""
 
-import fcntl
+import contextlib
 import importlib.metadata
-import json
 import os
 import platform
+import stat
 import time
 from pathlib import Path
 
+import filelock
+
 from trpo_tf.config import Config, to_dict
+from trpo_tf.config.setting import CONTROL
 from trpo_tf.errors import UsageError
+from trpo_tf.files import read_file, to_json, write_file
+from trpo_tf.messages import warn
+from trpo_tf.run import checkpoint
 
 _PACKAGES = (
     "trpo_tf", "tensorflow", "keras", "tensorflow-probability", "gymnasium", "envpool", "mujoco", "numpy", "safetensors"
 )  # fmt: skip
-_NOT_A_RECIPE = ("run_dir", "resume")
+_NOT_A_RECIPE = ("run_dir", "resume", "export_dir")  # places of one run, not of another with its flags
+_DIRECTORIES = ("checkpoints", "best", "tensorboard", "saved_model")
+_MOST_PID = 100  # bytes
 
 
 class RunDirectory:
     """An open run directory, locked against other processes until closed or until this process ends.
+
+    What is in the directory may be of anybody: nothing is written through a symbolic link in it. It may be one itself.
 
     Args:
       path: of the directory.
       resumed: whether the run goes on with what the directory holds.
 
     Raises:
-      UsageError: the name is unfit, the directory cannot be written, another process has it, or it holds a run that is
-        not resumed.
+      UsageError: the name is unfit, the directory cannot be written, another process has it, it holds a run that is not
+        resumed, or something that no run leaves.
     """
 
     def __init__(self, path: str | os.PathLike, resumed: bool):
         self.path = Path(path)
         _check_name(self.path)
         self.checkpoints = self.path / "checkpoints"
-        if not resumed and any(self.checkpoints.glob("*update_*")):
-            raise UsageError(f"--run_dir={self.path}: holds a run; pass --resume to go on, or name another")
         try:
+            self._check_content(resumed)
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "lock", "a+")  # noqa: SIM115, held as long as the run
+            # The number of the process is in a file of its own: Windows lets nobody read a file that is locked.
+            self._lock = filelock.FileLock(self.path / "lock", thread_local=False)
+            self._lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise UsageError(f"--run_dir={self.path}: in use by {self._owner()}") from None
+        except NotImplementedError:
+            warn(f"--run_dir={self.path}: its file system has no locks; let no other process use it")
         except OSError as error:
             raise UsageError(f"--run_dir={self.path}: cannot be written: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip()
-            self._lock.close()
-            raise UsageError(f"--run_dir={self.path}: in use by process {owner}") from None
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
+        with contextlib.suppress(OSError):  # a full disk; the lock holds without it
+            write_file(self.path / "lock.pid", f"{os.getpid()}\n".encode())
+
+    def _check_content(self, resumed: bool) -> None:
+        for name in _DIRECTORIES:
+            if os.path.lexists(self.path / name) and not stat.S_ISDIR(os.lstat(self.path / name).st_mode):
+                raise UsageError(f"--run_dir={self.path}: {name} in it is a symbolic link or file, not a directory")
+        if (self.path / "lock").is_symlink():
+            raise UsageError(f"--run_dir={self.path}: lock in it is a symbolic link")
+        if not resumed and self._holds_a_run():
+            raise UsageError(f"--run_dir={self.path}: holds a run; pass --resume to go on, or name another")
+
+    def _holds_a_run(self) -> bool:
+        """Whether there is any trace of one: a checkpoint, whole or not, a hidden one too, or a row of metrics."""
+        for name in ("checkpoints", "best"):
+            directory = self.path / name
+            if directory.is_dir() and any(directory.iterdir()) and not checkpoint.unfinished_first(directory):
+                return True
+        progress = self.path / "progress.csv"
+        if not progress.is_file():
+            return os.path.lexists(progress)
+        with open(progress, "rb") as file:
+            return bool(file.readline(1 << 20) and file.readline(1))
+
+    def _owner(self) -> str:
+        with contextlib.suppress(OSError, ValueError):
+            return f"process {int(read_file(self.path / 'lock.pid', _MOST_PID))}"
+        return "another process"
 
     def describe(self, config: Config) -> None:
-        """Writes flags.txt, to be used with --flagfile, and versions.json."""
+        """Writes flags.txt, to be used with --flagfile, and versions.json.
+
+        Raises:
+          OSError: the disk is full.
+        """
         lines = [_flag(name, value) for name, value in to_dict(config).items() if name not in _NOT_A_RECIPE]
-        (self.path / "flags.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (self.path / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n", encoding="utf-8")
+        write_file(self.path / "flags.txt", ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
+        write_file(self.path / "versions.json", f"{to_json(versions(), indent=1)}\n".encode())
 
     def close(self) -> None:
         """Releases the lock."""
-        self._lock.close()
+        self._lock.release()
 
 
 def default_name(config: Config) -> str:
@@ -89,3 +126,5 @@ def _check_name(path: Path) -> None:
     name = path.name
     if name in ("", ".", "..") or not name.isprintable() or len(os.fsencode(name)) > 255:
         raise UsageError(f"--run_dir={str(path)[:80]!r}: its last part must be a printable name of at most 255 bytes")
+    if CONTROL.search(str(path)):
+        raise UsageError(f"--run_dir={str(path)[:80]!r}: has control characters")

@@ -58,7 +58,8 @@ class LoadedPolicy:
           ValueError: one has another shape.
         """
         specs = self._inputs(signature)
-        leaves = spaces.named(obs, "observation", encoders.TAKEN)
+        named = isinstance(obs, dict) and obs.keys() == specs.keys() - inputs.keys()  # so are those of initial_state
+        leaves = obs if named else spaces.named(obs, "observation", encoders.TAKEN)
         given = leaves | inputs
         if given.keys() != specs.keys():
             raise TypeError(f"{signature} takes {', '.join(sorted(specs))}, not {', '.join(sorted(given))}")

@@ -6,6 +6,7 @@ A version is never overwritten. It appears by one rename when all of its files a
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import time
 import uuid
@@ -15,12 +16,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trpo_tf.files import sync_directory, sync_tree, write_file
+from trpo_tf.errors import UsageError
+from trpo_tf.files import read_file, sync_directory, sync_tree, to_json, write_file
 from trpo_tf.policy.policy import Policy
 from trpo_tf.serving import warm_up
 from trpo_tf.serving.signatures import ServedVariables, Signatures
 
 METADATA = Path("assets.extra") / "policy.json"  # below a version
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")  # 008 is another name than 8
+_PATTERN = re.compile(r"\[[^/]*\]|\\")
+_MOST_METADATA = 1 << 24  # bytes of a policy.json
 _ABANDONED = 24 * 3600  # seconds after which an unfinished export is taken for that of a killed process
 
 
@@ -38,8 +43,10 @@ def save(policy: Policy, reward_scale: float, metadata: dict[str, Any], export_d
       The directory of the version.
 
     Raises:
+      UsageError: export_dir is a path that TensorFlow does not load from.
       OSError: export_dir cannot be written; no version appears.
     """
+    check_directory(export_dir)
     export_dir.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(export_dir)
     temporary = export_dir / f".export.{uuid.uuid4().hex}.tmp"
@@ -54,6 +61,23 @@ def save(policy: Policy, reward_scale: float, metadata: dict[str, Any], export_d
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return version
+
+
+def check_directory(export_dir: Path) -> None:
+    """Refuses a path below which a SavedModel can be written but not loaded.
+
+    TensorFlow looks for the variables by a pattern, their path: [...] there means one character, and \\ the next one.
+
+    Raises:
+      UsageError: names what is in the path.
+    """
+    path = str(export_dir.absolute())
+    found = _PATTERN.search(path)
+    what = f"TensorFlow takes {ascii(found[0])[1:-1]} in a path for a pattern" if found else ""
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in path):  # bytes that are no UTF-8
+        what = "TensorFlow takes UTF-8 in a path only"
+    if what:
+        raise UsageError(f"--export_dir={ascii(str(export_dir))[1:-1]}: {what}, and loads no SavedModel from there")
 
 
 def write(
@@ -78,7 +102,7 @@ def write(
     tf.saved_model.save(served, str(directory), signatures=functions)
     (directory / METADATA).parent.mkdir()
     described = {"signatures": {name: _describe(function) for name, function in functions.items()}}
-    write_file(directory / METADATA, json.dumps(metadata | described, indent=1).encode())
+    write_file(directory / METADATA, to_json(metadata | described, indent=1).encode())
     warm_up.write(directory / warm_up.FILE, functions, examples)
 
 
@@ -126,12 +150,13 @@ def _rename_to_next_version(temporary: Path, export_dir: Path) -> Path:
 
 
 def versions(export_dir: Path) -> list[int]:
-    """The numbers of the versions below a directory, in any order.
+    """The numbers of the versions below a directory, in any order: its entries whose name is a number below 2^63.
 
     Raises:
       OSError: there is no such directory.
     """
-    return [int(path.name) for path in export_dir.iterdir() if path.name.isascii() and path.name.isdigit()]
+    names = [path.name for path in export_dir.iterdir()]
+    return [int(name) for name in names if _NUMBER.fullmatch(name) and int(name) < 2**63]
 
 
 def newest(directory: Path) -> Path:
@@ -149,13 +174,13 @@ def newest(directory: Path) -> Path:
 
 
 def find(export_dir: Path, metadata: dict[str, Any]) -> Path | None:
-    """The newest version, if its policy.json has these entries; otherwise None."""
-    numbers = versions(export_dir) if export_dir.is_dir() else []
-    path = export_dir / str(max(numbers, default=0)) / METADATA
-    if not path.is_file():
-        return None
-    theirs = json.loads(path.read_text(encoding="utf-8"))
-    return path.parents[1] if all(theirs.get(name) == value for name, value in metadata.items()) else None
+    """The newest of the versions whose policy.json has these entries, None where there is none."""
+    for number in sorted(versions(export_dir) if export_dir.is_dir() else [], reverse=True):
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # somebody else's, or damaged
+            theirs = json.loads(read_file(export_dir / str(number) / METADATA, _MOST_METADATA))
+            if isinstance(theirs, dict) and all(theirs.get(name) == value for name, value in metadata.items()):
+                return export_dir / str(number)
+    return None
 
 
 def fingerprint(version: Path) -> str:

@@ -43,7 +43,8 @@ def write(path: Path, functions: dict[str, Any], examples: dict[str, np.ndarray]
 
 def _inputs_of(function, examples: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
     """The examples that a signature takes, as tensors."""
-    return {name: tf.constant(examples[name]) for name in function.structured_input_signature[1]}
+    specs = function.structured_input_signature[1]
+    return {name: tf.constant(examples[name], spec.dtype) for name, spec in specs.items()}
 
 
 def _tensor_map(number: int, tensors: dict[str, tf.Tensor]) -> bytes:

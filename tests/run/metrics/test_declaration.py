@@ -16,7 +16,13 @@ def test_names_are_declared_once():
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"reuse": 2, "behavior_lag": 1, "radius": "adaptive", "objective": "penalty", "network": "gru"}],
+    [
+        {},
+        pytest.param(
+            {"reuse": 2, "behavior_lag": 1, "radius": "adaptive", "objective": "penalty", "network": "gru"},
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_all_that_training_logs_is_declared(make_session, settings):
     session = make_session(**settings)

@@ -14,6 +14,7 @@ from trpo_tf.config import PolicyConfig
 from trpo_tf.policy import shapes
 from trpo_tf.policy.distributions.bernoulli import Bernoulli
 from trpo_tf.policy.distributions.beta import Beta
+from trpo_tf.policy.distributions.bijector_cache import separate_cache
 from trpo_tf.policy.distributions.categorical import Categorical
 from trpo_tf.policy.distributions.gaussian import DiagonalGaussian
 
@@ -126,7 +127,8 @@ class ActionDistribution:
     def _each(self, function, *columns) -> list:
         """function(part, its columns of each) for every part. columns: pairs of a tensor and its kind."""
         split = [self.sampler.split(x, kind) for x, kind in columns]
-        return [function(*of_part) for of_part in zip(self.parts.values(), *split, strict=True)]
+        with separate_cache():
+            return [function(*of_part) for of_part in zip(self.parts.values(), *split, strict=True)]
 
 
 class Parameters(keras.layers.Layer):

@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 
 from trpo_tf.acting import encoders, spaces
+from trpo_tf.rollout.backends.restarts import Failure
 
 
 class Backend(Protocol):
@@ -23,6 +24,10 @@ class Backend(Protocol):
       observation_space, action_space: of one environment.
       max_episode_steps: steps after which an episode is truncated; None where that is not known, or where `reset_at`
         cannot be relied on.
+      failures: of environments that have been made anew, or will be when they are reset; whoever reads them clears the
+        list. A backend that makes none anew has none: it raises.
+
+    An environment that fails in `step` ends its episode there: truncated, with its last observation and reward 0.
     """
 
     name: str
@@ -31,6 +36,7 @@ class Backend(Protocol):
     observation_space: gym.Space
     action_space: gym.Space
     max_episode_steps: int | None
+    failures: list[Failure]
 
     def reset(self) -> dict[str, np.ndarray]:
         """Starts every environment; obs [B, ...] each, by the names of acting/spaces.py."""
@@ -42,6 +48,18 @@ class Backend(Protocol):
         """obs, reward, terminated, truncated of actions [B, ...], in the structure of the action space.
 
         Both flags [B] bool may be True at once; the reward [B] may be of any float type.
+        """
+
+    def fail_next(self, env: int) -> None:
+        """The environment fails at the next call instead of doing it, without a word in `failures`: it did before.
+
+        Called as often as it failed in that call.
+        """
+
+    def repeat(self, on: bool) -> None:
+        """What is called until it is turned off worked before: an environment that fails begins from its start again.
+
+        Turned on before `reset`.
         """
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from trpo_tf.errors import UsageError
 from trpo_tf.rollout.backends.base import leaves, usable_cores
+from trpo_tf.rollout.backends.restarts import Failure
 
 try:
     import envpool
@@ -90,6 +91,7 @@ class EnvPoolBackend:
     def __init__(self, pool: Any, env_name: str, owned: bool = True):
         self._pool = pool
         self._owned = owned
+        self.failures: list[Failure] = []  # none: an environment in C++ does not raise
         self.env_name = env_name
         self.num_envs = pool.num_envs
         self.observation_space = pool.observation_space
@@ -145,6 +147,12 @@ class EnvPoolBackend:
             raise RuntimeError("EnvPool did not reset at the step after an episode's end, which transitions rely on")
         else:
             self._ended = None
+
+    def fail_next(self, env: int) -> None:
+        """See Backend; never called, since none failed."""
+
+    def repeat(self, on: bool) -> None:
+        """See Backend."""
 
     def close(self) -> None:
         """See Backend."""

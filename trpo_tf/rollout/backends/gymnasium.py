@@ -4,22 +4,27 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector.utils import batch_space
 
-from trpo_tf.errors import EnvironmentFailure, UsageError
+from trpo_tf.acting.encoders import MASK
+from trpo_tf.errors import UsageError
+from trpo_tf.rollout.backends import checks
 from trpo_tf.rollout.backends.base import leaves
+from trpo_tf.rollout.backends.guard import Guard, Watchdog
+from trpo_tf.rollout.backends.local import LocalVectorEnv
 from trpo_tf.rollout.backends.processes import ProcessVectorEnv
-from trpo_tf.rollout.backends.single_env import Prepared, time_limit
+from trpo_tf.rollout.backends.restarts import Failure, Household
+from trpo_tf.rollout.backends.single_env import OLD_STEP, Prepared, time_limit
 
 _NEXT_STEP = gym.vector.AutoresetMode.NEXT_STEP
 
 
-def make(prepared: Prepared, env_name: str, num_envs: int, seed: int, processes: bool = False) -> "GymnasiumBackend":
+def make(prepared: Prepared, household: Household, seed: int, processes: bool = False) -> "GymnasiumBackend":
     """Fresh environments.
 
     Args:
-      prepared: called once per environment, and once more with `processes`.
-      env_name: for messages.
-      num_envs: B.
+      prepared: called once per environment, again where one failed, and once more with `processes`.
+      household: says how many, how they are called, and whether they are made anew.
       seed: environment b is reset with the seed seed + b.
       processes: step each environment in a process of its own.
 
@@ -27,13 +32,24 @@ def make(prepared: Prepared, env_name: str, num_envs: int, seed: int, processes:
       UsageError: environments share one object, or cannot be sent to a process.
     """
     if processes:
-        in_processes = ProcessVectorEnv(prepared, num_envs, seed, env_name)
-        return GymnasiumBackend(in_processes, env_name, seed, in_processes.max_episode_steps)
-    envs = gym.vector.SyncVectorEnv([prepared] * num_envs, autoreset_mode=_NEXT_STEP)
-    if len({id(env.unwrapped) for env in envs.envs}) < num_envs:
-        envs.close()
-        raise UsageError(f"--env={env_name}: returns the same environment twice; each call is to make one")
-    return GymnasiumBackend(envs, env_name, seed, time_limit(envs.envs[0]))
+        in_processes = ProcessVectorEnv(prepared, household, seed)
+        return GymnasiumBackend(in_processes, household.env_name, seed, in_processes.max_episode_steps)
+    guards: list[Guard] = []
+    watchdog = Watchdog(household)
+    try:
+        for index in range(household.num_envs):
+            guards.append(Guard(prepared, index, household))
+        envs = LocalVectorEnv(guards)
+        if len({id(env.unwrapped) for env in guards}) < household.num_envs:
+            raise UsageError(
+                f"--env={household.env_name}: returns the same environment twice; each call is to make one"
+            )
+    except BaseException:
+        for guard in guards:
+            guard.close()
+        watchdog.close()
+        raise
+    return GymnasiumBackend(envs, household.env_name, seed, time_limit(guards[0]), watchdog=watchdog)
 
 
 def given(envs: gym.vector.VectorEnv, name: str, seed: int) -> "GymnasiumBackend":
@@ -46,7 +62,7 @@ def given(envs: gym.vector.VectorEnv, name: str, seed: int) -> "GymnasiumBackend
       seed: `reset` resets it with.
 
     Raises:
-      UsageError: its autoreset is another one.
+      UsageError: its autoreset is another one, or a wrapper learns statistics.
     """
     mode = envs.metadata.get("autoreset_mode")
     if mode != _NEXT_STEP:
@@ -54,6 +70,8 @@ def given(envs: gym.vector.VectorEnv, name: str, seed: int) -> "GymnasiumBackend
             f"--env={name}: its autoreset_mode is {mode.name if isinstance(mode, gym.vector.AutoresetMode) else mode}; "
             "pass one made with autoreset_mode=gymnasium.vector.AutoresetMode.NEXT_STEP"
         )
+    if said := checks.learning_wrapper(envs):
+        raise UsageError(f"--env={name}: {said}")
     limit = None
     if isinstance(envs.unwrapped, gym.vector.SyncVectorEnv):
         limit = time_limit(envs.unwrapped.envs[0])
@@ -78,31 +96,39 @@ class GymnasiumBackend:
       env_name: for messages.
       seed: `reset` gives environment b the seed seed + b.
       max_episode_steps: see Backend.
-      owned: whether `close` closes `envs`.
+      owned: whether `close` closes `envs`, which are guards or processes then.
+      watchdog: of the guards.
     """
 
     name = "gymnasium"
 
     def __init__(
         self,
-        envs: gym.vector.VectorEnv | ProcessVectorEnv,
+        envs: gym.vector.VectorEnv | LocalVectorEnv | ProcessVectorEnv,
         env_name: str,
         seed: int,
         max_episode_steps: int | None,
         owned: bool = True,
+        watchdog: Watchdog | None = None,
     ):
-        self._envs = envs
+        self._envs: Any = envs
+        self._watchdog = watchdog
         self._seed = seed
         self._owned = owned
+        self._unchecked = {"reset", "step"} if not owned else set()
         self.env_name = env_name
         self.num_envs = envs.num_envs
         self.observation_space = envs.single_observation_space
         self.action_space = envs.single_action_space
         self.max_episode_steps = max_episode_steps
+        self._guards: list[Any] = list(self._envs.envs) if owned else []
+        self.failures: list[Failure] = self._guards[0].household.failures if owned else []
 
     def reset(self) -> dict[str, np.ndarray]:
         """See Backend."""
-        return leaves(self._envs.reset(seed=self._seed)[0])
+        obs, info = self._envs.reset(seed=self._seed)
+        self._check("reset", obs, info)
+        return leaves(obs)
 
     def reset_at(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """See Backend."""
@@ -118,17 +144,45 @@ class GymnasiumBackend:
           UsageError: the environment's step returns four values, as before gymnasium.
         """
         try:
-            obs, reward, terminated, truncated = self._envs.step(action)[:4]
+            obs, reward, terminated, truncated, info = self._envs.step(action)
+            if self._unchecked:
+                self._check("step", obs, info, reward, terminated, truncated)
             return leaves(obs), reward, terminated, truncated
-        except (ValueError, EnvironmentFailure) as error:
+        except ValueError as error:
             if "values to unpack" not in str(error):
                 raise
-            raise UsageError(
-                f"--env={self.env_name}: its step does not return (obs, reward, terminated, truncated, info); "
-                "it was written for an older API"
-            ) from error
+            raise UsageError(f"--env={self.env_name}: {OLD_STEP}") from error
+
+    def _check(self, call: str, obs: Any, info: Any, *numbers: Any) -> None:
+        """Looks at what the first reset and the first step of a user's vector environment return.
+
+        Raises:
+          UsageError: it is not what the environment declares.
+        """
+        if call not in self._unchecked:
+            return
+        self._unchecked.remove(call)
+        said = checks.misfit(obs, batch_space(self.observation_space, self.num_envs))
+        shapes = [np.shape(x) for x in numbers]
+        if not said and any(shape != (self.num_envs,) for shape in shapes):
+            said = f"reward and flags have the shapes {shapes}, ({self.num_envs},) is needed"
+        if not said and isinstance(info, dict) and MASK in info:
+            said = f"{MASK} in info reaches no policy; pass a function that makes one environment instead"
+        if said:
+            raise UsageError(f"--env={self.env_name}: its {call} does not fit: {said}")
+
+    def fail_next(self, env: int) -> None:
+        """See Backend."""
+        self._guards[env].fail_next()
+
+    def repeat(self, on: bool) -> None:
+        """See Backend."""
+        for guard in self._guards:
+            guard.repeat(on)
 
     def close(self) -> None:
         """See Backend."""
         if self._owned:
             self._envs.close()
+        if self._watchdog is not None:
+            self._watchdog.close()

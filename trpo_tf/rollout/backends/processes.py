@@ -1,4 +1,4 @@
-"""gymnasium environments in a process each, which say what went wrong in them, and whose end is noticed at once.
+"""gymnasium environments in a process each; those that fail, die or hang are made anew in another process.
 
 The processes are forked from a server (multiprocessing's forkserver) that has one thread and no TensorFlow. They cannot
 be forked from this process: before a fork OpenBLAS ends its threads, and it waits for ever for one that falls asleep
@@ -12,33 +12,35 @@ is not imported, as multiprocessing would do: without a __main__ guard it would 
 """
 
 import contextlib
-import functools
+import copy
 import multiprocessing
-import multiprocessing.connection
 import os
-import random
-import select
-import signal
-import sys
 import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing import forkserver, spawn
-from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector.async_vector_env import _async_worker
-from gymnasium.vector.utils import CloudpickleWrapper, batch_space, concatenate, create_empty_array, iterate
+from gymnasium.vector.utils import (
+    CloudpickleWrapper,
+    batch_space,
+    create_shared_memory,
+    iterate,
+    read_from_shared_memory,
+)  # fmt: skip
 
-from trpo_tf.errors import EnvironmentFailure, UsageError, first_line
-from trpo_tf.rollout.backends import single_env
+from trpo_tf import seeds
+from trpo_tf.errors import UsageError, first_line
+from trpo_tf.rollout.backends import process, single_env
+from trpo_tf.rollout.backends.base import leaves
+from trpo_tf.rollout.backends.guard import Guard, Watchdog
+from trpo_tf.rollout.backends.process import EnvProcess
+from trpo_tf.rollout.backends.restarts import TRIES, Household, Lives
 
 CLOSE_SECONDS = 5.0  # that processes have to close their environments before they are killed
-_LONGEST_TRACE = 8000  # characters; what is sent must fit into a pipe that nobody reads yet
 _starting = threading.Lock()
 
 
@@ -64,145 +66,224 @@ def _without_main() -> Iterator[None]:
 
 
 class ProcessVectorEnv:
-    """gymnasium's AsyncVectorEnv, as far as GymnasiumBackend needs it, with failures that can be read.
+    """Steps environments in a process each, at once; NEXT_STEP autoreset, as gymnasium's vector environments.
 
     Observations and rewards are cast as SyncVectorEnv casts them, so that both return the same to the bit. `info` stays
     in the process.
 
     Args:
       prepared: makes one environment; called in this process, too, for its spaces.
-      num_envs: B.
+      household: says how many, how they are called, how long a call may take, and whether they are made anew.
       seed: the global generators of process b, which an environment should not use, get seed + b.
-      env_name: for messages.
+
+    Attributes:
+      envs: the environments.
 
     Raises:
       UsageError: `prepared` cannot be sent to a process.
-      EnvironmentFailure: an environment raised, or its process died.
+      EnvironmentFailure: an environment could not be made.
     """
 
-    def __init__(self, prepared: single_env.Prepared, num_envs: int, seed: int, env_name: str):
-        self.num_envs = num_envs
-        self._name, self._parent = env_name, os.getpid()
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["trpo_tf.rollout.backends.preload", *single_env.modules(prepared.make_env)])
-        sent = _Sent(prepared, env_name)
-        self._reports, self._writer = context.Pipe(duplex=False)
-        # Held before it is made, so that its processes can be ended where making it fails.
-        self._envs = gym.vector.AsyncVectorEnv.__new__(gym.vector.AsyncVectorEnv)
+    def __init__(self, prepared: single_env.Prepared, household: Household, seed: int):
+        self.num_envs, self._parent = household.num_envs, os.getpid()
+        sent = _Sent(prepared, household.env_name)
+        self.single_observation_space, self.single_action_space = spaces = _look(sent, household)
+        self.max_episode_steps = sent.max_episode_steps
+        self._actions = batch_space(self.single_action_space, self.num_envs)
+        starter = _Starter(sent, single_env.modules(prepared.make_env), spaces, household, seed)
+        self._shared = read_from_shared_memory(self.single_observation_space, starter.memory, self.num_envs)
+        self._last = copy.deepcopy(self._shared)
+        self.envs: list[_Slot] = []
         try:
-            with _without_main(), self._read_failures():
-                forkserver.ensure_running()
-                self._envs.__init__(
-                    [sent] * num_envs,
-                    context="forkserver",
-                    worker=functools.partial(_run, self._writer, context.Lock(), seed),
-                    autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP,
-                )
+            for index in range(self.num_envs):
+                self.envs.append(_Slot(starter, index, household))
+            for env in self.envs:
+                env.made()
         except BaseException:
             self.close()
             raise
-        self.max_episode_steps = sent.max_episode_steps
-        self.single_observation_space = self._envs.single_observation_space
-        self.single_action_space = self._envs.single_action_space
-        self._pollers = [(pipe.fileno(), self._poller(pipe)) for pipe in self._envs.parent_pipes]
 
-    def _poller(self, pipe: Connection) -> "select.poll":
-        """What wakes up when one process has answered, or when any of them failed."""
-        poller = select.poll()
-        for readable in (pipe, self._reports, *(process.sentinel for process in self._envs.processes)):
-            poller.register(readable, select.POLLIN)
-        return poller
+    @property
+    def processes(self) -> list[BaseProcess]:
+        """Those that run the environments now."""
+        return [env.process.process for env in self.envs]
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """As AsyncVectorEnv's."""
-        with self._read_failures():
-            self._envs.reset_async(seed=seed, options=options)
-            self._wait()
-            return self._envs.reset_wait()
-
-    def step(self, action: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict]:
-        """As AsyncVectorEnv's."""
-        with self._read_failures():
-            self._envs.step_async(action)
-            self._wait()
-            return self._envs.step_wait()
-
-    def _wait(self) -> None:
-        """Until every process has answered; not in their order, so that none that died waits for one that hangs.
+        """As AsyncVectorEnv's, with no other options than reset_mask, [B] bool: which to reset.
 
         Raises:
-          EOFError: a process failed.
+          EnvironmentFailure: three times in a row an environment could not be made or reset.
         """
-        for pipe, poller in self._pollers:
-            if any(readable != pipe for readable, _ in poller.poll()):
-                raise EOFError
+        chosen = self.envs
+        if options is not None:
+            chosen = [env for env, wanted in zip(self.envs, options["reset_mask"], strict=True) if wanted]
+        for index, env in enumerate(chosen):
+            env.ask_reset(None if seed is None else seed + index)
+        for env in chosen:
+            env.answer()
+        return self._observed(), {}
 
-    @contextlib.contextmanager
-    def _read_failures(self) -> Iterator[None]:
-        """Raises EnvironmentFailure where a process has ended."""
-        try:
-            yield
-        except (EOFError, ConnectionError):
-            if not self._processes():  # raised by the environment that was made in this process
-                raise
-            raise self._failure() from None
+    def step(self, action: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict]:
+        """As AsyncVectorEnv's; an environment that fails is truncated.
 
-    def _processes(self) -> list[multiprocessing.Process]:
-        return [process for process in getattr(self._envs, "processes", []) if process.pid]
+        Raises:
+          EnvironmentFailure: as reset.
+        """
+        for env, one in zip(self.envs, iterate(self._actions, action), strict=True):
+            env.ask_step(one)
+        reward, flags = np.zeros(self.num_envs), np.zeros((2, self.num_envs), bool)
+        for index, env in enumerate(self.envs):
+            answer = env.answer()
+            if answer is None:
+                for name, x in leaves(self._shared).items():  # what it left there may be half an observation
+                    x[index] = leaves(self._last)[name][index]
+                answer = 0.0, False, True
+            reward[index], flags[0, index], flags[1, index] = answer
+        return self._observed(), reward, *flags, {}
 
-    def _failure(self) -> EnvironmentFailure:
-        """What is known of the process that failed: what it reported, or else how it ended."""
-        if self._reports.poll():
-            index, text, trace = self._reports.recv()
-        else:
-            (index, text), trace = self._ended(), ""
-        failure = EnvironmentFailure(
-            f"environment failed: {text} (--env={self._name}, environment {index} of {self.num_envs})"
-        )
-        if trace:
-            failure.add_note(trace)
-        return failure
-
-    def _ended(self) -> tuple[int, str]:
-        """The first process that has ended, and how."""
-        processes = self._processes()
-        multiprocessing.connection.wait([process.sentinel for process in processes], CLOSE_SECONDS)
-        for index, process in enumerate(processes):
-            process.join(0.01)
-            code = process.exitcode
-            if code is not None:
-                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-                return index, f"its process {how}"
-        return 0, "its process does not answer"
+    def _observed(self) -> Any:
+        self._last = copy.deepcopy(self._shared)
+        return self._last
 
     def close(self) -> None:
         """Ends the processes: they may close their environments, and are killed where that takes longer than 5 s."""
         self._end(CLOSE_SECONDS)
 
     def _end(self, seconds: float) -> None:
-        pipes, processes = getattr(self._envs, "parent_pipes", []), self._processes()
-        for pipe in pipes:
-            with contextlib.suppress(OSError):
-                pipe.send(("close", None))
-        _join(processes, seconds)
-        for end in ("terminate", "kill"):
-            for process in processes:
-                if process.is_alive():
-                    getattr(process, end)()
-            _join(processes, 1.0)
-        for pipe in (*pipes, self._reports, self._writer):
-            pipe.close()
-        self._envs.closed = True
+        running, self.envs = self.envs, []
+        process.end([env.process for env in running], seconds)
 
     def __del__(self) -> None:
-        if os.getpid() == self._parent and hasattr(self, "_envs") and not getattr(self._envs, "closed", False):
+        if os.getpid() == self._parent and getattr(self, "envs", None):
             self._end(0.0)
 
 
-def _join(processes: list[multiprocessing.Process], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
+def _look(sent: "_Sent", household: Household) -> tuple[gym.Space, gym.Space]:
+    """The spaces of an environment that is made here, and fails like any other."""
+    alone = Household(household.env_name, 1, household.timeout, household.strict, household.first)
+    watchdog = Watchdog(alone)
+    try:
+        env = Guard(sent, 0, alone)
+        env.close()
+    finally:
+        watchdog.close()
+    household.failures += alone.failures
+    return env.observation_space, env.action_space
+
+
+class _Starter:
+    """Starts processes.
+
+    Attributes:
+      memory: where the observations of all environments are.
+    """
+
+    def __init__(self, sent: "_Sent", modules: list[str], spaces: tuple, household: Household, seed: int):
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["trpo_tf.rollout.backends.preload", *modules])
+        self._sent, self._spaces = sent, CloudpickleWrapper(lambda: spaces)
+        self._household, self._seed = household, seed
+        self.memory = create_shared_memory(spaces[0], household.num_envs, ctx=self._context)
+
+    def __call__(self, index: int, life: int) -> EnvProcess:
+        """Starts a process for the so manieth life of an environment, the first being 0."""
+        seed = self._seed + index
+        seed = seeds.derive_seed(seed, seeds.ENV_RESTARTS, life) if life else seed
+        ours, theirs = self._context.Pipe()
+        arguments = theirs, self.memory, index, seed, self._sent, self._spaces
+        started: Any = self._context.Process(target=process.run, name=f"environment {index}", args=arguments)
+        started.daemon = True
+        with _without_main():
+            forkserver.ensure_running()
+            started.start()
+        theirs.close()
+        return EnvProcess(started, ours, self._household.timeout)
+
+
+class _Slot:
+    """The place of one environment: its process, and the next one's where that fails."""
+
+    def __init__(self, start: _Starter, index: int, household: Household):
+        self.household, self._lives = household, Lives(index, household)
+        self._start, self._resetting, self._repeating = start, False, False
+        self._ended = False  # the episode, at the step before
+        self.process = start(index, 0)
+
+    def made(self) -> None:
+        """Waits until the environment is made.
+
+        Raises:
+          EnvironmentFailure: it could not be.
+        """
+        for _ in range(TRIES):
+            if self._answered() is not None:
+                return
+        raise self._lives.give_up()
+
+    def fail_next(self) -> None:
+        """See Backend."""
+        self._lives.pretended += 1
+
+    def repeat(self, on: bool) -> None:
+        """See Backend."""
+        self._repeating = on
+        self.process.ask("repeat", on)
+
+    def ask_reset(self, seed: int | None = None) -> None:
+        """Asks for a reset; `answer` waits for it. seed: of the first one."""
+        seed = self._lives.seed(seed)
+        if self._lives.pretend(self._lives.pretended):
+            self._replace()
+            seed = self._lives.seed()
+        self._resetting = True
+        self.process.ask("reset", seed)
+
+    def ask_step(self, action: Any) -> None:
+        """Asks for a step, or for the reset that is due."""
+        if self._ended:
+            self.ask_reset()
+        elif not self._lives.pretended:
+            self.process.ask("step", action)
+
+    def answer(self) -> tuple[float, bool, bool] | None:
+        """Reward, terminated, truncated; None where the environment failed.
+
+        Raises:
+          EnvironmentFailure: three times in a row it could not be made or reset.
+        """
+        if self._resetting:
+            self._finish_reset()
+            return 0.0, False, False
+        if self._lives.pretend(1):
+            self._replace()
+            answer = None
+        else:
+            answer = self._answered()
+        self._ended = answer is None or answer[1] or answer[2]
+        return answer
+
+    def _finish_reset(self) -> None:
+        for _ in range(TRIES):
+            if self._answered() is not None:
+                self._resetting = self._ended = self._lives.broken = False
+                return
+            self.process.ask("reset", self._lives.seed())
+        raise self._lives.give_up()
+
+    def _answered(self) -> Any:
+        """The answer of the process, or None and another process."""
+        try:
+            return self.process.answer()
+        except process.Ended as ended:
+            self._lives.fail(ended.misfit or ended, ended.text, ended.trace)
+        self._replace()
+        return None
+
+    def _replace(self) -> None:
+        process.end([self.process], 0.0)
+        self.process = self._start(self._lives.index, self._lives.count)
+        if self._repeating:
+            self.process.ask("repeat", True)
 
 
 class _Sent:
@@ -231,77 +312,3 @@ class _Sent:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_prepared": None, "_pickled": self._pickled}
-
-
-def _run(reports: Connection, lock, seed: int, index: int, make: Callable[[], gym.Env], *rest: Any) -> None:
-    """What a process does. rest: as AsyncVectorEnv gives it to its worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    random.seed(seed + index)
-    np.random.seed((seed + index) % 2**32)  # noqa: NPY002, environments may use it
-    reporting = functools.partial(_reporting, reports, lock, index)
-
-    def made() -> gym.Env:
-        with reporting():
-            env = make()
-            return _Reporting(env, functools.partial(reporting, env))
-
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent closed its end, or is no more
-        _async_worker(index, made, *rest)
-
-
-def _end_with_parent() -> None:
-    """Ends this process with its parent, whatever its environment does just then."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
-
-
-@contextlib.contextmanager
-def _reporting(reports: Connection, lock, index: int, env: gym.Env | None = None) -> Iterator[None]:
-    """Writes what is raised, even SystemExit, to the parent, and ends the process."""
-    try:
-        yield
-    except BaseException as error:
-        trace = traceback.format_exc()[-_LONGEST_TRACE:]
-        with lock:
-            reports.send((index, f"{type(error).__name__}: {first_line(error)}", trace))
-        with contextlib.suppress(BaseException):
-            sys.stdout.flush()
-            if env is not None:
-                env.close()
-        os._exit(1)
-
-
-class _Reporting(gym.Wrapper):
-    """Returns what SyncVectorEnv would, without `info`; reports what is raised."""
-
-    def __init__(self, env: gym.Env, reporting: Callable[[], contextlib.AbstractContextManager[None]]):
-        super().__init__(env)
-        self._reporting = reporting
-        self._spaces = env.observation_space, batch_space(env.observation_space, 1)
-        self._obs = create_empty_array(env.observation_space, 1, np.zeros)
-        self._reward, self._flags = np.zeros(1), np.zeros(2, bool)
-
-    def reset(self, **settings):
-        """As the environment's."""
-        with self._reporting():
-            obs, _ = self.env.reset(**settings)
-            return self._cast(obs), {}
-
-    def step(self, action):
-        """As the environment's."""
-        with self._reporting():
-            obs, self._reward[0], self._flags[0], self._flags[1], _ = self.env.step(action)
-            return self._cast(obs), float(self._reward[0]), bool(self._flags[0]), bool(self._flags[1]), {}
-
-    def _cast(self, obs):
-        single, batched = self._spaces
-        self._obs = concatenate(single, [obs], self._obs)
-        return next(iter(iterate(batched, self._obs)))
-
-    def close(self):
-        """As the environment's, whose failure is of no consequence any more."""
-        with contextlib.suppress(Exception):
-            self.env.close()

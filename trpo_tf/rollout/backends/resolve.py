@@ -10,13 +10,17 @@ import gymnasium as gym
 from trpo_tf.errors import UsageError
 from trpo_tf.rollout.backends import envpool
 
+# Packages whose environments EnvPool has in C++ under the same ids.
+_MIRRORED = {"gymnasium", "ale_py", "highway_env", "metaworld", "minigrid", "procgen", "shimmy", "vizdoom"}
+
 
 def resolve_backend(env_id: str, backend: str, allow_module: bool) -> str:
     """ "envpool" or "gymnasium", for an id and what was asked for.
 
     Args:
       env_id: such as Hopper-v5, ALE/Pong-v5 or module:Id.
-      backend: "auto" (EnvPool where it has the id, else gymnasium), "envpool" or "gymnasium".
+      backend: "auto" (EnvPool where it has the id, unless somebody else registered it in gymnasium, too; else
+        gymnasium), "envpool" or "gymnasium".
       allow_module: whether an id may import a module.
 
     Raises:
@@ -36,12 +40,31 @@ def resolve_backend(env_id: str, backend: str, allow_module: bool) -> str:
         if env_id not in envpool.ids():
             raise UsageError(f"--env={env_id}: EnvPool does not have it{_nearest(env_id, envpool.ids())}")
         return "envpool"
-    if backend == "auto" and env_id in envpool.ids():
+    if backend == "auto" and env_id in envpool.ids() and not _registered_by_others(env_id):
         return "envpool"
     if env_id not in gym.registry:
         known = [*gym.registry, *(envpool.ids() if backend == "auto" else ())]
         raise UsageError(f"--env={env_id}: no such environment{_nearest(env_id, known)}")
     return "gymnasium"
+
+
+def explain(env_id: str, backend: str) -> str:
+    """Which backend serves an id, and which other one has the id, too, for the start of a run."""
+    chosen, other = {"envpool": ("EnvPool", "gymnasium"), "gymnasium": ("gymnasium", "EnvPool")}[backend]
+    if not (env_id in gym.registry and env_id in envpool.ids()):
+        return chosen
+    why = ", as registered in this process" if backend == "gymnasium" and _registered_by_others(env_id) else ""
+    return f"{chosen}{why}; {other} has it, too"
+
+
+def _registered_by_others(env_id: str) -> bool:
+    """Whether gymnasium has an id that was registered by a package whose environments EnvPool does not mirror."""
+    spec = gym.registry.get(env_id)
+    entry = None if spec is None else spec.entry_point
+    if entry is None:
+        return False
+    module = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
+    return re.split(r"[.:]", module)[0] not in _MIRRORED
 
 
 def _register_atari(env_id: str) -> None:

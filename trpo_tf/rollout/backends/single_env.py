@@ -1,10 +1,12 @@
-"""One environment of gymnasium: made, wrapped, its action_mask put into the observation.
+"""One environment of gymnasium: made, wrapped, its answers checked, its action_mask put into the observation.
 
 What is here runs in the processes of environments, too, and must not import TensorFlow: 3 s and 600 MB in each.
 """
 
+import contextlib
 import copy
 import importlib
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,9 +14,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from trpo_tf.acting import spaces
 from trpo_tf.acting.encoders import MASK
-from trpo_tf.errors import UsageError
+from trpo_tf.errors import first_line
+from trpo_tf.rollout.backends import checks, masks
+from trpo_tf.rollout.backends.checks import Misfit
+
+OLD_STEP = "its step does not return (obs, reward, terminated, truncated, info); it was written for an older API"
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def by_id(env_id: str, settings: dict[str, Any], render_mode: str | None) -> Callable[[], gym.Env]:
@@ -42,7 +48,8 @@ class _Made:
         self.spec, self.settings = spec, settings
 
     def __call__(self) -> gym.Env:
-        return gym.make(self.spec, **self.settings)
+        # Checked says what is wrong, of environments that functions make, too; gymnasium's checker is stricter.
+        return gym.make(self.spec, disable_env_checker=True, **self.settings)
 
 
 def modules(make_env: Callable[[], gym.Env]) -> list[str]:
@@ -57,27 +64,25 @@ class Prepared:
 
     Args:
       make_env: makes the environment.
-      env_name: for messages.
-      seed: of the reset at which `info` is looked at.
+      seed: of the reset at which its answer is looked at.
       wrappers: put around it, innermost first.
       render_mode: what it has to have been made with; None: anything.
       video_dir: where every episode is recorded; empty: none is.
 
     Raises:
-      UsageError: `make_env` returned something else, or made for another render_mode.
+      Misfit: `make_env` returned something else, made for another render_mode, or that learns statistics of its own,
+        or that does not answer what it declares.
     """
 
     def __init__(
         self,
         make_env: Callable[[], gym.Env],
-        env_name: str,
         seed: int,
         wrappers: Sequence[Callable[[gym.Env], gym.Env]],
         render_mode: str | None,
         video_dir: str,
     ):
         self.make_env = make_env
-        self._name = env_name
         self._seed = seed
         self._wrappers = wrappers
         self._render_mode, self._video_dir = render_mode, video_dir
@@ -86,16 +91,19 @@ class Prepared:
         env = self.make_env()
         kind = type(env)
         if not isinstance(env, gym.Env):
-            raise UsageError(f"--env={self._name}: returned {kind.__module__}.{kind.__qualname__}, not a gymnasium.Env")
+            raise Misfit(f"returned {kind.__module__}.{kind.__qualname__}, not a gymnasium.Env", first=True)
         if self._render_mode and env.render_mode != self._render_mode:
-            raise UsageError(
-                f"--env={self._name}: made with render_mode={env.render_mode}; {self._render_mode} is needed here"
-            )
-        for wrap in self._wrappers:
-            env = wrap(env)
-        *_, info = env.reset(seed=self._seed)
-        if isinstance(info, dict) and MASK in info:
-            env = MaskFromInfo(env)
+            raise Misfit(f"made with render_mode={env.render_mode}; {self._render_mode} is needed here", first=True)
+        try:
+            for wrap in self._wrappers:
+                env = wrap(env)
+            if said := checks.learning_wrapper(env):
+                raise Misfit(said, first=True)
+            env = Checked(env, self._seed)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                env.close()
+            raise
         if self._video_dir:
             env = gym.wrappers.RecordVideo(env, self._video_dir, episode_trigger=lambda episode: True)
         return env
@@ -110,33 +118,88 @@ def time_limit(env: gym.Env) -> int | None:
     return env.spec.max_episode_steps if env.spec else None
 
 
-class MaskFromInfo(gym.Wrapper):
-    """Adds the action_mask of `info` to the observation, where the policy looks for it."""
+class Checked(gym.Wrapper):
+    """An environment that answers what it declares and what vector environments can join.
 
-    def __init__(self, env: gym.Env):
+    The reward is a float, the flags are bools, and there is no `info`: nobody reads it but for the action_mask, which
+    becomes a part of the observation. The first observations, of a reset here and of the first step, are held against
+    the observation space.
+
+    Args:
+      env: fresh.
+      seed: of the first reset.
+
+    Raises:
+      Misfit: it answers something else.
+    """
+
+    def __init__(self, env: gym.Env, seed: int):
         super().__init__(env)
-        mask = self._flat(env.reset()[1])
-        parts = {"observation": env.observation_space}
-        if isinstance(env.observation_space, gym.spaces.Dict):
-            parts = dict(env.observation_space.items())
-        self.observation_space = gym.spaces.Dict(parts | {MASK: gym.spaces.Box(0, 1, mask.shape, np.int8)})
+        self._first = True  # the first step is not over
+        self._mask: masks.Mask | None = None
+        obs, info = self._reset(seed=seed, options=None)
+        checks.fit(obs, env.observation_space, "reset", first=True)
+        try:
+            mask = masks.find(env, info)
+        except masks.MaskError as error:
+            raise self._error(str(error)) from error
+        if mask is not None:
+            self._mask = mask
+            self._joined(obs, info, False)
+            self.observation_space = mask.joined_space(env.observation_space)
 
-    def reset(self, **settings):
-        """As the environment's."""
-        obs, info = self.env.reset(**settings)
-        return self._joined(obs, info), info
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """As the environment's, without `info`."""
+        obs, info = self._reset(seed=seed, options=options)
+        return (obs if self._mask is None else self._joined(obs, info, False)), {}
 
-    def step(self, action):
-        """As the environment's."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        return self._joined(obs, info), reward, terminated, truncated, info
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        """As the environment's, without `info`."""
+        try:
+            obs, reward, terminated, truncated, info = self.env.step(action)
+        except (TypeError, ValueError) as error:
+            if "values to unpack" in str(error) or "cannot unpack" in str(error):  # here, or in a wrapper
+                raise self._error(OLD_STEP) from error
+            raise
+        if not isinstance(reward, float):
+            reward = self._only(checks.number(reward), reward, "reward", "a number")
+        if not -_LARGEST <= reward <= _LARGEST:
+            reward *= np.inf  # of no use as float32: counted with the infinities
+        if type(terminated) is not bool:
+            terminated = self._only(checks.flag(terminated), terminated, "terminated", "a bool")
+        if type(truncated) is not bool:
+            truncated = self._only(checks.flag(truncated), truncated, "truncated", "a bool")
+        if self._first:
+            checks.fit(obs, self.env.observation_space, "step", first=True)
+        if self._mask is not None:
+            obs = self._joined(obs, info, terminated or truncated)
+        elif info and isinstance(info, dict) and MASK in info:
+            raise self._error(f"its step returns an {MASK} in info, its reset did not; return it from both")
+        self._first = False
+        return obs, reward, terminated, truncated, {}
 
-    def _joined(self, obs, info):
-        return (obs if isinstance(obs, dict) else {"observation": obs}) | {MASK: self._flat(info)}
+    def _reset(self, **settings: Any) -> tuple[Any, dict]:
+        try:
+            answer = self.env.reset(**settings)
+        except TypeError as error:
+            if "unexpected keyword argument" in str(error):
+                raise self._error(f"its reset has to take seed and options ({first_line(error)})") from error
+            raise
+        if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict | None):
+            return answer[0], answer[1] or {}
+        raise self._error("its reset does not return (obs, info); it was written for an older API")
 
-    def _flat(self, info) -> np.ndarray:
-        """The mask, all its parts one after the other; ones where an episode's last info has none."""
-        if MASK not in info:
-            return np.ones(self.observation_space[MASK].shape, np.int8)
-        parts = spaces.named(info[MASK], MASK).values()
-        return np.concatenate([np.ravel(part) != 0 for part in parts]).astype(np.int8)
+    def _only(self, found: Any, value: Any, what: str, needed: str) -> Any:
+        if found is None:
+            raise self._error(f"its step returned {reprlib.repr(value)} as {what}; {needed} is needed")
+        return found
+
+    def _joined(self, obs: Any, info: Any, over: bool) -> Any:
+        assert self._mask is not None
+        try:
+            return self._mask.join(obs, info, over)
+        except masks.MaskError as error:
+            raise self._error(str(error)) from error
+
+    def _error(self, text: str) -> Misfit:
+        return Misfit(text, self._first)

@@ -19,12 +19,12 @@ class RolloutSource(Protocol):
         """The next rollout.
 
         Raises:
-          EnvironmentFailure: `state()` is as before, the environments are not: `restore(state())` to go on.
+          EnvironmentFailure: `state()` is as before, and the next call begins there.
         """
         ...
 
     def work_ahead(self) -> None:
-        """Another rollout will be asked for before `renew`: a source that can begins it now."""
+        """Another rollout will be asked for before `renew`: a source that can begins it now, if it has not yet."""
 
     def renew(self, update: int) -> None:
         """Fresh environments, seeded for this update: a boundary that an undisturbed and a resumed run share."""

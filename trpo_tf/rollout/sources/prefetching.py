@@ -37,6 +37,9 @@ class PrefetchingSource:
 
     def work_ahead(self) -> None:
         """As RolloutSource says."""
+        if self._ahead is not None:  # it was asked for already, before an update that failed
+            return
+        self._hand_on()
         future: Future[Rollout] = Future()
         threading.Thread(target=self._run, args=(future,), name="rollout").start()
         self._ahead = future

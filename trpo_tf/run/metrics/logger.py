@@ -10,11 +10,11 @@ from trpo_tf.run.metrics.row import Row
 class Logger(Callback):
     """Hands every row to `write` once, when it is complete: at the latest when the next one comes.
 
-    failures: exceptions of `write` that are a warning, once, and no more.
+    failures: exceptions of `write` that are a warning, once, and no more: all, for a row may hold a user's values.
     """
 
     order = LOGGERS
-    failures: tuple[type[Exception], ...] = (OSError, ValueError, KeyError)
+    failures: tuple[type[Exception], ...] = (Exception,)
 
     def __init__(self) -> None:
         self._waiting: Row | None = None

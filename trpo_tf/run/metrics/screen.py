@@ -1,26 +1,23 @@
 """A run on the terminal: progress, time left, and the metrics that are declared to be shown."""
 
-import os
 import sys
-from typing import Any
+from typing import Any, TextIO, cast
 
 import rich.console
 import rich.live
 import rich.progress
 import rich.table
 
-from trpo_tf.messages import warn_on_failure
+from trpo_tf.messages import Outlet, warn_on_failure
 from trpo_tf.run.metrics.declaration import METRICS
 from trpo_tf.run.metrics.logger import Logger
 
 _SHOWN = tuple(metric for metric in METRICS if metric.label)
 
 
-class _PatientConsole(rich.console.Console):
-    def on_broken_pipe(self) -> None:
-        """`| head` has read enough; the run goes on without a screen."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def make_console(stderr: bool = False) -> rich.console.Console:
+    """A console on stdout, or stderr, whose failures stop nothing: a full disk, `| head`, letters that it has not."""
+    return rich.console.Console(file=cast(TextIO, Outlet(lambda: sys.stderr if stderr else sys.stdout)))
 
 
 class Screen(Logger):
@@ -34,7 +31,7 @@ class Screen(Logger):
     def __init__(self, line_every: int = 10, greeting: str = ""):
         super().__init__()
         self._greeting = greeting
-        self._console = _PatientConsole()
+        self._console = make_console()
         self._line_every = line_every
         self._total = 0
         self._bar = rich.progress.Progress(

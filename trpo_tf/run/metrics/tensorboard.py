@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from trpo_tf.messages import warn_on_failure
+from trpo_tf.paths import absolute
 from trpo_tf.run.metrics.logger import Logger
 
 
@@ -17,11 +18,9 @@ class TensorBoardLogger(Logger):
       directory: of the event files.
     """
 
-    failures = (*Logger.failures, tf.errors.OpError)
-
     def __init__(self, directory: str | os.PathLike):
         super().__init__()
-        self._directory, self._writer = str(directory), None
+        self._directory, self._writer = absolute("directory", directory), None
 
     def start(self, agent: Any) -> None:
         """As Callback says."""
@@ -40,3 +39,10 @@ class TensorBoardLogger(Logger):
         with self._writer.as_default():
             tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=int(row["env_steps"]))
         self._writer.flush()
+
+    def close(self) -> None:
+        """As Callback says."""
+        if self._writer is not None:
+            with warn_on_failure("TensorBoard", self.failures, self._named):
+                self._writer.close()
+            self._writer = None

@@ -5,3 +5,9 @@ authentication and encryption. The model runs in TensorFlow's session loader, as
 """
 
 LARGEST_REQUEST = 32 << 20  # bytes
+LARGEST_BATCH = 10_000  # rows of a request
+CONNECTIONS = 256  # at the same time, of each interface
+HEADER_SECONDS = 10.0  # until a request's header has arrived
+BODY_SECONDS = 30.0  # until its body has
+IDLE_SECONDS = 60.0  # of a connection between two requests
+GRACE_SECONDS = 2.0  # of requests under way when the server ends

@@ -9,8 +9,10 @@ import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
+from trpo_tf.errors import first_line
 from trpo_tf.serving import warm_up
 from trpo_tf.serving.saved_model import versions
+from trpo_tf.serving.server import LARGEST_BATCH
 
 
 class Refusal(Exception):
@@ -38,9 +40,16 @@ class Version:
         graph = tf.Graph()
         with graph.as_default():
             self._session = tf.compat.v1.Session(graph=graph)
-            meta_graph = tf.compat.v1.saved_model.loader.load(self._session, ["serve"], str(path))
-        self.signatures = {k: v for k, v in meta_graph.signature_def.items() if not k.startswith("__")}
-        requests = path / warm_up.FILE
+        try:
+            with graph.as_default():
+                meta_graph = tf.compat.v1.saved_model.loader.load(self._session, ["serve"], str(path))
+            self.signatures = {k: v for k, v in meta_graph.signature_def.items() if not k.startswith("__")}
+            self._answer_warm_up(path / warm_up.FILE)
+        except BaseException:
+            self._session.close()
+            raise
+
+    def _answer_warm_up(self, requests: Path) -> None:
         for record in tf.data.TFRecordDataset(str(requests)) if requests.is_file() else ():
             request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
             inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
@@ -67,7 +76,8 @@ class Version:
           Refusal: inputs are missing, unknown, or of another type or shape.
         """
         definition = self.signature(signature)
-        _check_inputs(inputs, definition.inputs)
+        check_names(inputs, definition)
+        check_inputs({name: (tf.as_dtype(x.dtype).as_datatype_enum, x.shape) for name, x in inputs.items()}, definition)
         fetched = {name: info.name for name, info in definition.outputs.items()}
         feed = {definition.inputs[name].name: x for name, x in inputs.items()}
         try:
@@ -76,39 +86,67 @@ class Version:
             raise Refusal("INVALID_ARGUMENT", error.message) from None
 
 
-def _check_inputs(inputs: dict[str, np.ndarray], infos: dict[str, meta_graph_pb2.TensorInfo]) -> None:
-    """Raises Refusal unless the inputs have the names, types and shapes of a signature, and equally many rows."""
-    wanted, given = set(infos), set(inputs)
+def check_names(inputs, definition: meta_graph_pb2.SignatureDef) -> None:
+    """Raises Refusal unless the inputs have the names of a signature."""
+    wanted, given = set(definition.inputs), set(inputs)
     if wanted != given:
         missing, unknown = ", ".join(sorted(wanted - given)), ", ".join(sorted(given - wanted))
         raise Refusal("INVALID_ARGUMENT", f"inputs missing: [{missing}]; unknown: [{unknown}]")
-    batch_sizes = {len(x) if x.ndim else None for x in inputs.values()}
-    for name, x in inputs.items():
-        shape = [d.size for d in infos[name].tensor_shape.dim]
-        if x.ndim != len(shape) or list(x.shape[1:]) != shape[1:] or len(batch_sizes) > 1 or None in batch_sizes:
+
+
+def check_inputs(inputs: dict[str, tuple[int, tuple[int, ...]]], definition: meta_graph_pb2.SignatureDef) -> None:
+    """Refuses what the signature does not take, from types and shapes alone: before any array is made.
+
+    Args:
+      inputs: number of the type and shape by name, of the signature's names.
+
+    Raises:
+      Refusal: a type or shape is another, the batch is empty or too large, or inputs have different batches.
+    """
+    batches = {shape[0] if shape else None for _, shape in inputs.values()}
+    for name, (dtype, shape) in inputs.items():
+        info = definition.inputs[name]
+        wanted = [d.size for d in info.tensor_shape.dim]
+        if len(shape) != len(wanted) or list(shape[1:]) != wanted[1:] or len(batches) > 1:
             raise Refusal(
-                "INVALID_ARGUMENT", f"{name} has shape {list(x.shape)}; {shape} is needed, -1 the same for all"
+                "INVALID_ARGUMENT", f"{name} has shape {_short(shape)}; {wanted} is needed, -1 the same for all"
             )
-        dtype = tf.as_dtype(infos[name].dtype)
-        if tf.as_dtype(x.dtype) != dtype:
-            raise Refusal("INVALID_ARGUMENT", f"{name} is {x.dtype}; {dtype.name} is needed")
-    if batch_sizes == {0}:
-        raise Refusal("INVALID_ARGUMENT", "the batch is empty")
+        if dtype != info.dtype:
+            raise Refusal("INVALID_ARGUMENT", f"{name} is {_type_name(dtype)}; {_type_name(info.dtype)} is needed")
+        if shape[0] < 1:
+            raise Refusal("INVALID_ARGUMENT", "the batch is empty")
+        if shape[0] > LARGEST_BATCH:
+            raise Refusal("INVALID_ARGUMENT", f"{name} has {shape[0]} rows; a request may have {LARGEST_BATCH}")
+
+
+def _short(shape: tuple[int, ...]) -> list:
+    return list(shape) if len(shape) <= 8 else [*shape[:8], "..."]
+
+
+def _type_name(number: int) -> str:
+    """The name of a type by its number in types.proto; any number may come in a request."""
+    try:
+        return tf.as_dtype(number).name
+    except TypeError:
+        return f"type {number}"
 
 
 class Model:
     """The newest version below a directory. A newer one is loaded first, and then takes its place.
 
+    A version that cannot be loaded is tried again when one of its files changes: it may have been under way.
+
     Args:
       name: the name that requests ask for.
       base: the directory of versions.
-      warn: called with one line where a version cannot be loaded. Such a version is not tried again.
+      warn: called with one line where a version cannot be loaded.
     """
 
     def __init__(self, name: str, base: Path, warn: Callable[[str], None]):
         self.name, self._base, self._warn = name, base, warn
         self._version: Version | None = None
         self._failed: dict[int, str] = {}
+        self._tried: tuple[int, frozenset] | None = None  # the newest one when it failed: number and files
         self._closing = threading.Event()
 
     @property
@@ -122,21 +160,41 @@ class Model:
             newest = max(versions(self._base), default=None)
         except OSError:
             return False
-        if newest is None or newest == self.number or newest in self._failed:
+        if newest is None or newest == self.number:
+            return False
+        path = self._base / str(newest)
+        now = newest, _state(path)
+        if now == self._tried:
             return False
         try:
-            self._version = Version(self._base / str(newest))
+            self._version = Version(path)
         except Exception as error:
-            self._failed[newest] = " ".join(str(error).split())[:300]
-            self._warn(f"version {newest} is not served: {self._failed[newest]}")
+            self._tried = now
+            self._fail(newest, " ".join(str(error).split())[:300] or type(error).__name__)
             return False
+        self._failed.pop(newest, None)
         return True
 
+    def _fail(self, number: int, text: str) -> None:
+        if self._failed.get(number) != text:
+            self._warn(f"version {number} is not served: {text}")
+        self._failed[number] = text
+
     def watch(self, seconds: float, changed: Callable[[int], None]) -> None:
-        """Calls refresh every so many seconds until close; calls changed(number) after every exchange."""
+        """Calls refresh every so many seconds until close; calls changed(number) after every exchange.
+
+        What a look raises is said once, and the next look is taken all the same.
+        """
+        said = ""
         while not self._closing.wait(seconds):
-            if self.refresh() and self.number is not None:
-                changed(self.number)
+            try:
+                if self.refresh() and self.number is not None:
+                    changed(self.number)
+            except Exception as error:
+                text = f"{self._base}: looking for versions failed: {type(error).__name__}: {first_line(error)}"
+                if text != said:
+                    self._warn(text)
+                said = text
 
     def close(self) -> None:
         """Ends watch."""
@@ -160,10 +218,22 @@ class Model:
         Raises:
           Refusal: another model or version is asked for.
         """
-        known = [(failed, "END", text) for failed, text in self._failed.items()]
+        known = [(failed, "END", text) for failed, text in self._failed.copy().items()]
         if self._version:
             known.append((self._version.number, "AVAILABLE", ""))
         known = [entry for entry in sorted(known, reverse=True) if number in (0, entry[0])]
         if name != self.name or not known:
             raise Refusal("NOT_FOUND", f"Could not find any versions of model {name}")
         return known
+
+
+def _state(directory: Path) -> frozenset:
+    """Path, size and time of every file below a directory: another one when something was written."""
+    found = set()
+    for path in (directory, *directory.rglob("*")):
+        try:
+            stat = path.lstat()
+        except OSError:  # removed meanwhile
+            continue
+        found.add((str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino))
+    return frozenset(found)

@@ -4,10 +4,11 @@
   GET   /v1/models/NAME[/versions/N]/metadata   the signatures
   POST  /v1/models/NAME[/versions/N]:predict    an answer; see json_requests.py
 
-An error is {"error": text} with status 400, 404, 413 or 500.
+An error is {"error": text} with status 400, 404, 408, 413, 415, 417, 500 or 503.
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -16,11 +17,20 @@ from aiohttp import web
 from google.protobuf import json_format
 
 from trpo_tf.errors import first_line
-from trpo_tf.serving.server import LARGEST_REQUEST, json_requests
+from trpo_tf.serving.server import (
+    BODY_SECONDS,
+    CONNECTIONS,
+    GRACE_SECONDS,
+    HEADER_SECONDS,
+    IDLE_SECONDS,
+    LARGEST_REQUEST,
+    json_requests,
+)
 from trpo_tf.serving.server.model import Model, Refusal
 
 _STATUS = {"INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "NOT_FOUND": 404}
 _LONGEST_NUMBER = 18  # digits of a version that fits into 64 bits
+_THREADS = 4  # requests that are answered at the same time
 
 
 class _Handlers:
@@ -28,6 +38,11 @@ class _Handlers:
 
     def __init__(self, model: Model):
         self._model = model
+        self._threads = concurrent.futures.ThreadPoolExecutor(_THREADS, "rest")
+
+    async def close(self, _: web.Application) -> None:
+        """Lets the threads end after the requests under way."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def status(self, request: web.Request) -> web.Response:
         """States of the versions."""
@@ -56,8 +71,27 @@ class _Handlers:
     async def predict(self, request: web.Request) -> web.Response:
         """Outputs of a signature, computed in another thread."""
         version = self._model.get(*_asked(request))
-        body = await request.read()
-        return web.json_response(await asyncio.to_thread(json_requests.answer, version, body))
+        if request.headers.get("Content-Encoding", "identity") != "identity":
+            raise web.HTTPUnsupportedMediaType
+        body, loop = await _body(request), asyncio.get_running_loop()
+        return web.json_response(await loop.run_in_executor(self._threads, json_requests.answer, version, body))
+
+
+async def _body(request: web.Request) -> bytes:
+    """The body of a request.
+
+    Raises:
+      Refusal: it breaks off, or its chunks are none.
+      web.HTTPException: it is too large, or takes too long.
+    """
+    try:
+        return await asyncio.wait_for(request.read(), BODY_SECONDS)
+    except TimeoutError:
+        raise web.HTTPRequestTimeout from None
+    except web.HTTPException:
+        raise
+    except Exception as error:
+        raise Refusal("INVALID_ARGUMENT", f"the body cannot be read: {first_line(error)}") from None
 
 
 def _asked(request: web.Request) -> tuple[str, int]:
@@ -68,28 +102,101 @@ def _asked(request: web.Request) -> tuple[str, int]:
     return request.match_info["name"], int(number)
 
 
+_REASONS = {
+    408: f"the body has to arrive within {BODY_SECONDS:.0f} s",
+    413: f"a request may have {LARGEST_REQUEST} bytes",
+    415: "the server takes no Content-Encoding",
+    417: "the server knows no Expect but 100-continue",
+}
+
+
+def _refused(text: str, status: int) -> web.Response:
+    """An answer after which the connection ends: what else comes on it is of the refused request."""
+    response = web.json_response({"error": text}, status=status)
+    response.force_close()
+    return response
+
+
+async def _expect(request: web.Request) -> web.Response | None:
+    """Answers the header Expect; a response ends the request."""
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        return _refused(_REASONS[417], 417)
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    return None
+
+
+class _Connection(web.RequestHandler):
+    """A connection that ends where no request begins for a while, and whose every error is a line of JSON."""
+
+    def __init__(self, server: web.Server, loop: asyncio.AbstractEventLoop):
+        super().__init__(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]
+            auto_decompress=False,
+            keepalive_timeout=IDLE_SECONDS,
+            lingering_time=GRACE_SECONDS,
+        )
+        self._server, self._timers = server, loop
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport) -> None:
+        """As asyncio.Protocol says."""
+        super().connection_made(transport)
+        if len(self._server.connections) > CONNECTIONS:
+            body = b'{"error": "too many connections"}'
+            head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            transport.write(head.encode() + b"\r\nConnection: close\r\n\r\n" + body)
+            transport.close()
+        self.expect_within(HEADER_SECONDS)
+
+    def connection_lost(self, exc) -> None:
+        """As asyncio.Protocol says."""
+        self.expect_within(None)
+        super().connection_lost(exc)
+
+    def expect_within(self, seconds: float | None) -> None:
+        """Ends the connection unless a request begins within so many seconds; None: takes that back."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if seconds is not None and self.transport is not None:
+            self._timer = self._timers.call_later(seconds, self.transport.abort)
+
+    def handle_error(self, request, status=500, exc=None, message=None) -> web.StreamResponse:
+        """The answer to what is no HTTP, and to a failure of aiohttp."""
+        text = message or (first_line(exc) if exc else "")
+        return _refused(" ".join(f"Malformed request: {text}".split())[:500], status if status != 500 else 400)
+
+
 @web.middleware
 async def _errors(request: web.Request, handler) -> web.StreamResponse:
     """Turns exceptions into answers, so that the server goes on."""
+    connection = request.protocol
+    assert isinstance(connection, _Connection)
+    connection.expect_within(None)
     try:
         return await handler(request)
     except Refusal as refusal:
         return web.json_response({"error": str(refusal)}, status=_STATUS[refusal.code])
-    except web.HTTPRequestEntityTooLarge:
-        return web.json_response({"error": f"a request may have {LARGEST_REQUEST} bytes"}, status=413)
+    except (web.HTTPRequestEntityTooLarge, web.HTTPRequestTimeout, web.HTTPUnsupportedMediaType) as refused:
+        return _refused(_REASONS[refused.status], refused.status)
     except web.HTTPException:
-        return web.json_response({"error": f"Malformed request: {request.method} {request.path}"}, status=400)
+        return web.json_response({"error": f"Malformed request: {request.method} {request.path}"[:500]}, status=400)
     except Exception as error:
         return web.json_response({"error": f"{type(error).__name__}: {first_line(error)}"}, status=500)
+    finally:
+        connection.expect_within(IDLE_SECONDS)
 
 
 def application(model: Model) -> web.Application:
     """The interface as an application of aiohttp."""
     made, handlers = web.Application(middlewares=[_errors], client_max_size=LARGEST_REQUEST), _Handlers(model)
-    for place in (r"/v1/models/{name:[^/:]+}", r"/v1/models/{name:[^/:]+}/versions/{version:\d+}"):
-        made.router.add_get(place, handlers.status)
-        made.router.add_get(f"{place}/metadata", handlers.metadata)
-        made.router.add_post(f"{place}:predict", handlers.predict)
+    for place in (r"/v1/models/{name:[^/:]+}", r"/v1/models/{name:[^/:]+}/versions/{version:[0-9]+}"):
+        made.router.add_get(place, handlers.status, expect_handler=_expect)
+        made.router.add_get(f"{place}/metadata", handlers.metadata, expect_handler=_expect)
+        made.router.add_post(f"{place}:predict", handlers.predict, expect_handler=_expect)
+    made.on_cleanup.append(handlers.close)
     return made
 
 
@@ -107,11 +214,16 @@ def listening(model: Model, host: str, port: int) -> Iterator[int]:
     def run(coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
-    runner = web.AppRunner(application(model), access_log=None)
+    runner = web.AppRunner(application(model), shutdown_timeout=GRACE_SECONDS)
     try:
         run(runner.setup())
-        run(web.TCPSite(runner, host, port).start())
-        yield runner.addresses[0][1]
+        server = runner.server
+        assert server is not None
+        listener = run(loop.create_server(lambda: _Connection(server, loop), host, port))
+        try:
+            yield listener.sockets[0].getsockname()[1]
+        finally:
+            loop.call_soon_threadsafe(listener.close)
     finally:
         run(runner.cleanup())
         loop.call_soon_threadsafe(loop.stop)

@@ -2,71 +2,69 @@
 
 import concurrent.futures
 import contextlib
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import numpy as np
 import tensorflow as tf
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_pb2,
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-)
+from google.protobuf.message import DecodeError
+from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2, predict_pb2
 
-from trpo_tf.serving.server import LARGEST_REQUEST
-from trpo_tf.serving.server.model import Model, Refusal, Version
+from trpo_tf.errors import first_line
+from trpo_tf.serving.server import CONNECTIONS, GRACE_SECONDS, HEADER_SECONDS, LARGEST_REQUEST
+from trpo_tf.serving.server.model import Model, Refusal, Version, check_inputs, check_names
 
 _THREADS = 4  # requests that are answered at the same time
 
 
-class _Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer):
+class _Services:
     """One method for each kind of request, named as in the service's definition."""
 
     def __init__(self, model: Model):
         self._model = model
 
-    def Predict(self, request, context):
+    def predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
         """Outputs of a signature."""
-        with _refusing(context):
-            version, signature = self._find(request.model_spec), request.model_spec.signature_name
-            version.signature(signature)  # an unknown signature is refused before any input is looked at
-            try:
-                inputs = {name: _array(name, value) for name, value in request.inputs.items()}
-            except (TypeError, ValueError) as error:
-                raise Refusal("INVALID_ARGUMENT", str(error)) from None
-            response = predict_pb2.PredictResponse()
-            for name, value in version.predict(signature, inputs).items():
-                if not request.output_filter or name in request.output_filter:
-                    response.outputs[name].CopyFrom(tf.make_tensor_proto(value))
-            self._name(response.model_spec, version)
-            response.model_spec.signature_name = signature or "serving_default"
-            return response
+        version, signature = self._find(request.model_spec), request.model_spec.signature_name
+        definition = version.signature(signature)
+        if unknown := sorted(set(request.output_filter) - set(definition.outputs)):
+            raise Refusal("INVALID_ARGUMENT", f"outputs unknown: [{', '.join(unknown)}]")
+        check_names(request.inputs, definition)
+        shapes = {name: tuple(d.size for d in x.tensor_shape.dim) for name, x in request.inputs.items()}
+        check_inputs({name: (x.dtype, shapes[name]) for name, x in request.inputs.items()}, definition)
+        inputs = {name: _array(name, value) for name, value in request.inputs.items()}
+        response = predict_pb2.PredictResponse()
+        for name, value in version.predict(signature, inputs).items():
+            if not request.output_filter or name in request.output_filter:
+                response.outputs[name].CopyFrom(tf.make_tensor_proto(value))
+        self._name(response.model_spec, version)
+        response.model_spec.signature_name = signature or "serving_default"
+        return response
 
-    def GetModelMetadata(self, request, context):
+    def get_model_metadata(
+        self, request: get_model_metadata_pb2.GetModelMetadataRequest
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         """Signatures."""
-        with _refusing(context):
-            version = self._find(request.model_spec)
-            signatures = get_model_metadata_pb2.SignatureDefMap()
-            for name, definition in version.signatures.items():
-                signatures.signature_def[name].CopyFrom(definition)
-            response = get_model_metadata_pb2.GetModelMetadataResponse()
-            self._name(response.model_spec, version)
-            response.metadata["signature_def"].Pack(signatures)
-            return response
+        version = self._find(request.model_spec)
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        for name, definition in version.signatures.items():
+            signatures.signature_def[name].CopyFrom(definition)
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        self._name(response.model_spec, version)
+        response.metadata["signature_def"].Pack(signatures)
+        return response
 
-    def GetModelStatus(self, request, context):
+    def get_model_status(
+        self, request: get_model_status_pb2.GetModelStatusRequest
+    ) -> get_model_status_pb2.GetModelStatusResponse:
         """States of the versions."""
-        with _refusing(context):
-            response = get_model_status_pb2.GetModelStatusResponse()
-            state = get_model_status_pb2.ModelVersionStatus.State
-            for number, name, text in self._model.status(request.model_spec.name, request.model_spec.version.value):
-                entry = response.model_version_status.add(version=number, state=state.Value(name))
-                entry.status.error_message = text
-            return response
+        response = get_model_status_pb2.GetModelStatusResponse()
+        state = get_model_status_pb2.ModelVersionStatus.State
+        for number, name, text in self._model.status(request.model_spec.name, request.model_spec.version.value):
+            entry = response.model_version_status.add(version=number, state=state.Value(name))
+            entry.status.error_message = text
+        return response
 
     def _find(self, spec: model_pb2.ModelSpec) -> Version:
         if spec.version_label:
@@ -80,27 +78,49 @@ class _Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_ser
 
 
 def _array(name: str, value) -> np.ndarray:
-    """A TensorProto as an array.
-
-    A proto may state one number for all entries, so a request of a few bytes may ask for an array of any size.
+    """A TensorProto as an array. Its shape was checked: a proto may state one number for all entries of any shape.
 
     Raises:
-      Refusal: the array would be larger than the largest request.
-      TypeError, ValueError: it is no array.
+      Refusal: it is no array, or larger than the largest request.
     """
-    count = math.prod(d.size for d in value.tensor_shape.dim)
-    if count * max(1, tf.as_dtype(value.dtype).size or 1) > LARGEST_REQUEST:
+    count = int(np.prod([d.size for d in value.tensor_shape.dim], dtype=object))
+    if count * tf.as_dtype(value.dtype).size > LARGEST_REQUEST:
         raise Refusal("INVALID_ARGUMENT", f"{name} has {count} numbers, more than {LARGEST_REQUEST} bytes")
-    return tf.make_ndarray(value)
-
-
-@contextlib.contextmanager
-def _refusing(context: grpc.ServicerContext) -> Iterator[None]:
-    """Turns a Refusal into gRPC's status."""
     try:
-        yield
-    except Refusal as refusal:
-        context.abort(grpc.StatusCode[refusal.code], str(refusal))
+        return tf.make_ndarray(value)
+    except (TypeError, ValueError) as error:
+        raise Refusal("INVALID_ARGUMENT", f"{name}: {error}") from None
+
+
+def _handler(kind: Any, method: Callable[[Any], Any]) -> grpc.RpcMethodHandler:
+    """A method as gRPC calls it: bytes in, a message out, a status where it raises.
+
+    gRPC's own parsing calls a message that is none an error of the server.
+    """
+
+    def answer(text: bytes, context: grpc.ServicerContext) -> Any:
+        try:
+            return method(kind.FromString(text))
+        except Refusal as refusal:
+            context.abort(grpc.StatusCode[refusal.code], str(refusal))
+        except DecodeError:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no {kind.DESCRIPTOR.name}")
+        except Exception as error:
+            context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {first_line(error)}")
+
+    return grpc.unary_unary_rpc_method_handler(answer, None, lambda response: response.SerializeToString())
+
+
+def _handlers(model: Model) -> list[grpc.GenericRpcHandler]:
+    """The methods of both services by name."""
+    services, metadata = _Services(model), get_model_metadata_pb2.GetModelMetadataRequest
+    prediction = {
+        "Predict": _handler(predict_pb2.PredictRequest, services.predict),
+        "GetModelMetadata": _handler(metadata, services.get_model_metadata),
+    }
+    status = {"GetModelStatus": _handler(get_model_status_pb2.GetModelStatusRequest, services.get_model_status)}
+    named = {"PredictionService": prediction, "ModelService": status}
+    return [grpc.method_handlers_generic_handler(f"tensorflow.serving.{name}", of) for name, of in named.items()]
 
 
 @contextlib.contextmanager
@@ -113,14 +133,16 @@ def listening(model: Model, address: str) -> Iterator[int]:
     Raises:
       RuntimeError: the port is taken.
     """
-    options = [("grpc.max_receive_message_length", LARGEST_REQUEST), ("grpc.so_reuseport", 0)]
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(_THREADS), options=options)
-    services = _Services(model)
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(services, server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(services, server)
+    options = [
+        ("grpc.max_receive_message_length", LARGEST_REQUEST),
+        ("grpc.so_reuseport", 0),
+        ("grpc.server_handshake_timeout_ms", int(1000 * HEADER_SECONDS)),
+    ]
+    threads = concurrent.futures.ThreadPoolExecutor(_THREADS, "grpc")
+    server = grpc.server(threads, _handlers(model), options=options, maximum_concurrent_rpcs=CONNECTIONS)
     port = server.add_insecure_port(address)
     server.start()
     try:
         yield port
     finally:
-        server.stop(1).wait()
+        server.stop(GRACE_SECONDS).wait()

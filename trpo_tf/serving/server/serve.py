@@ -1,6 +1,7 @@
 """Both interfaces on the newest version below a directory."""
 
 import contextlib
+import gc
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -54,4 +55,7 @@ def serve(config: ServeConfig) -> None:
         url = f"http://{config.host}:{rest_port}/v1/models/{model.name}"
         print(f"REST {url}  gRPC {config.host}:{grpc_port}", flush=True)
         print(f"version {model.number}" if model.number else f"waiting for a version in {config.model_dir}", flush=True)
+        # A large request makes many objects; a collection that walks TensorFlow's, too, takes a second each time.
+        gc.collect()
+        gc.freeze()
         stopped.wait()

@@ -1,0 +1,78 @@
+"""Paths that users name: made absolute once, and tried before hours of work depend on them."""
+
+import contextlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from trpo_tf.errors import UsageError
+
+
+def absolute(name: str, path: Any) -> str:
+    """The path from the root, ~ replaced by the home directory; it stays what it was where an environment changes the
+    working directory. Links and .. stay in it.
+
+    Args:
+      name: of the setting, for messages.
+      path: a text or os.PathLike.
+
+    Raises:
+      UsageError: there is no such user, or no working directory.
+    """
+    text = os.path.expanduser(os.fspath(path))
+    if text.startswith("~"):
+        raise UsageError(f"--{name}={path}: no home directory is known; ./{text} is the directory of that name")
+    try:
+        return os.path.join(os.getcwd(), text) if text else ""
+    except OSError as error:
+        raise UsageError(f"--{name}={path}: the working directory is gone") from error
+
+
+def check_readable(name: str, path: str) -> None:
+    """Raises UsageError unless there is a directory to read from."""
+    if not os.path.isdir(path):
+        raise UsageError(f"--{name}={path}: {'not a directory' if os.path.lexists(path) else 'no such directory'}")
+
+
+def try_directory(name: str, path: str) -> None:
+    """Tries whether a directory can be written, or be made where it is not there yet; makes nothing.
+
+    Raises:
+      UsageError: it cannot.
+    """
+    existing, missing = Path(path), []
+    while not os.path.lexists(existing) and existing != existing.parent:
+        missing.append(existing.name)
+        existing = existing.parent
+    try:
+        for new in (Path(path), *(existing / part for part in missing)):
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(new)  # fails otherwise where the system refuses the name
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UsageError(f"--{name}={path}: cannot be written: {_reason(error)}") from error
+
+
+def try_file(name: str, path: str) -> None:
+    """Opens a file for writing without changing it; one that was not there is removed again.
+
+    Raises:
+      UsageError: it is a directory, there is no directory for it, or it cannot be written.
+    """
+    try:
+        if os.path.exists(path):
+            if stat.S_ISREG(os.stat(path).st_mode) or os.path.isdir(path):  # opening a pipe would wait for its reader
+                os.close(os.open(path, os.O_WRONLY))
+        else:
+            target = os.path.realpath(path)  # of a link that leads nowhere yet
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            os.unlink(target)
+    except OSError as error:
+        raise UsageError(f"--{name}={path}: cannot be written: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

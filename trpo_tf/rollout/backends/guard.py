@@ -1,0 +1,273 @@
+"""An environment in this process that is made anew when it fails, and named when it hangs."""
+
+import contextlib
+import functools
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector.utils import create_empty_array
+
+from trpo_tf.errors import described
+from trpo_tf.messages import warn
+from trpo_tf.rollout.backends import checks
+from trpo_tf.rollout.backends.restarts import TRIES, Household, Lives
+
+_REPEATS = 200  # of calls that worked before; with a failure in a hundred calls, half of 530 calls get through
+_warn_once = functools.lru_cache(256)(warn)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Passes over whatever is raised, but for interrupts."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        pass
+
+
+class Guard(gym.Wrapper):
+    """An environment whose failures end its episode: truncated, with its last observation and reward 0.
+
+    The reset that follows closes it, makes another one, and resets that with a seed of its own.
+
+    Args:
+      make: makes the environment; called again after failures.
+      index: of the environment in its household.
+      household: see Household; where that is strict, what is raised is passed on.
+
+    Raises:
+      EnvironmentFailure: three times in a row it could not be made.
+    """
+
+    env: gym.Env
+
+    def __init__(self, make: Callable[[], gym.Env], index: int, household: Household):
+        self._make, self._lives, self.household = make, Lives(index, household), household
+        self._repeating = self._closed = False
+        super().__init__(self._made())
+        self._space = self.env.observation_space
+        self._spaces = self.env.observation_space, self.env.action_space
+        self._fits = _fits(self._space)
+        self._scratch = create_empty_array(self._space, 1, np.zeros)
+        self._reward, self._flags = np.zeros(1), np.zeros(2, bool)
+        self._obs: Any = None
+
+    @property
+    def index(self) -> int:
+        """Of the environment in its household."""
+        return self._lives.index
+
+    def fail_next(self) -> None:
+        """See Backend."""
+        self._lives.pretended += 1
+
+    def repeat(self, on: bool) -> None:
+        """See Backend."""
+        self.env, self._repeating = repeating(self.env, self._make, on), on
+
+    def step(self, action):
+        """As the environment's, with a reward and flags that are plain numbers."""
+        lives = self._lives
+        if lives.pretended and lives.pretend(1):
+            return self._obs, 0.0, False, True, {}
+        try:
+            result = obs, reward, terminated, truncated, _ = self.env.step(action)
+            plain = type(terminated) is type(truncated) is bool and (
+                type(reward) is float or type(reward) is np.float64
+            )
+            if not (plain and self._fits(obs)):
+                self._check(obs, "step")
+                self._reward[0], self._flags[0], self._flags[1] = reward, terminated, truncated
+                result = obs, float(self._reward[0]), bool(self._flags[0]), bool(self._flags[1]), {}
+        except BaseException as error:
+            lives.fail(error)
+            return self._obs, 0.0, False, True, {}
+        self._obs = obs
+        return result
+
+    def reset(self, *, seed=None, options=None):
+        """As the environment's, or as another one's that is made for it.
+
+        Raises:
+          EnvironmentFailure: three times in a row one could not be made or reset.
+        """
+        lives = self._lives
+        seed = lives.seed(seed)
+        lives.pretend(lives.pretended)
+        for _ in range(TRIES):
+            try:
+                if lives.broken:
+                    self._replace()
+                    seed = lives.seed()
+                obs, info = self.env.reset(seed=seed, options=options)
+                self._check(obs, "reset")
+            except BaseException as error:
+                lives.fail(error)
+            else:
+                self._obs, lives.broken = obs, False
+                return obs, info
+        raise lives.give_up()
+
+    def _made(self) -> gym.Env:
+        for _ in range(TRIES):
+            try:
+                return self._make()
+            except BaseException as error:
+                self._lives.fail(error)
+        raise self._lives.give_up()
+
+    def _replace(self) -> None:
+        with quiet():  # it failed before, and was said to
+            self.env.close()
+        self.env = Repeating(self._make) if self._repeating else self._make()
+        spaces = self.env.observation_space, self.env.action_space
+        if spaces != self._spaces:
+            raise ValueError(f"made with other spaces: {spaces}, before {self._spaces}")
+
+    def _check(self, obs: Any, call: str) -> None:
+        if not self._fits(obs):
+            checks.cast(obs, self._space, self._scratch, call)
+
+    def close(self) -> None:
+        """As the environment's, once; a warning where that fails, since nothing depends on it any more."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.env.close()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            _warn_once(f"environment failed: {described(error)} (--env={self.household.env_name}, while it was closed)")
+
+
+class Repeating(gym.Wrapper):
+    """Repeats what worked once: where a call fails, all of them are made again in another environment.
+
+    Args:
+      make: makes the environments.
+      env: the first one, neither reset nor stepped; None: made here.
+    """
+
+    env: gym.Env
+
+    def __init__(self, make: Callable[[], gym.Env], env: gym.Env | None = None):
+        self._make = make
+        self._calls: list[tuple[str, tuple, dict]] = []
+        super().__init__(env or self._until_it_works(make))
+
+    def step(self, action):
+        """As the environment's."""
+        return self._call("step", action)
+
+    def reset(self, **settings):
+        """As the environment's."""
+        return self._call("reset", **settings)
+
+    def _call(self, name: str, *arguments: Any, **settings: Any) -> Any:
+        self._calls.append((name, arguments, settings))
+        try:
+            return getattr(self.env, name)(*arguments, **settings)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            return self._until_it_works(self._from_the_start)
+
+    def _from_the_start(self) -> Any:
+        with quiet():
+            self.env.close()
+        self.env, result = self._make(), None
+        for name, arguments, settings in self._calls:
+            result = getattr(self.env, name)(*arguments, **settings)
+        return result
+
+    def _until_it_works(self, function: Callable[[], Any]) -> Any:
+        for _ in range(_REPEATS - 1):
+            try:
+                return function()
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
+                pass  # nobody needs to know: it is as if it had not happened
+        return function()
+
+
+def repeating(env: gym.Env, make: Callable[[], gym.Env], on: bool) -> gym.Env:
+    """The environment, which has not been reset, repeating its calls; or, not `on`, what repeated them as it is."""
+    if on:
+        return Repeating(make, env)
+    return env.env if isinstance(env, Repeating) else env
+
+
+def _fits(space: gym.Space) -> Callable[[Any], bool]:
+    """A quick look whether an observation is as its space says; False: perhaps not."""
+    if isinstance(space, gym.spaces.Dict):
+        parts = {key: _fits(part) for key, part in space.items()}
+        return lambda obs: type(obs) is dict and all(key in obs and fits(obs[key]) for key, fits in parts.items())
+    if isinstance(space, gym.spaces.Discrete):
+        return lambda obs: type(obs) is int or type(obs) is np.int64
+    shape, dtype = space.shape, space.dtype
+    return lambda obs: type(obs) is np.ndarray and obs.shape == shape and obs.dtype == dtype
+
+
+_CALLS = {getattr(Guard, name).__code__ for name in ("__init__", "step", "reset", "close")}
+
+
+class Watchdog:
+    """Names, once, an environment of a household that takes longer than it may; nothing can end a call in here.
+
+    A thread looks now and then at the calls that are under way in the other threads: steps cost nothing.
+    """
+
+    def __init__(self, household: Household):
+        self._done = threading.Event()
+        if household.timeout:
+            watch = functools.partial(_watch, self._done, household)
+            threading.Thread(target=watch, name="watchdog", daemon=True).start()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._done.set()
+
+    __del__ = close
+
+
+def _watch(done: threading.Event, household: Household) -> None:
+    began: dict[int, tuple[FrameType, float]] = {}
+    while not done.wait(household.timeout / 4):
+        now, calls = time.monotonic(), {}
+        for thread, frame in sys._current_frames().items():
+            call = _guarded(frame, household)
+            if call is None:
+                continue
+            before, since = began.get(thread, (None, now))
+            calls[thread] = call, since if call is before else now
+            if now - calls[thread][1] >= household.timeout:
+                return _name(call, household)
+        began = calls
+
+
+def _guarded(frame: FrameType | None, household: Household) -> FrameType | None:
+    """The call of a guard of this household that a thread is in."""
+    while frame is not None:
+        if frame.f_code in _CALLS and getattr(frame.f_locals.get("self"), "household", None) is household:
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def _name(call: FrameType, household: Household) -> None:
+    what = call.f_code.co_name.replace("__init__", "constructor")
+    warn(
+        f"environment hangs: its {what} takes longer than --env_timeout={household.timeout:g} s (--env="
+        f"{household.env_name}, environment {call.f_locals['self'].index} of {household.num_envs}); waiting for it, "
+        "which --env_processes would end"
+    )
