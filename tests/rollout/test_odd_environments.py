@@ -23,7 +23,8 @@ CHOICE = Discrete(3)
 
 
 def play(make, steps=10, num_envs=2, **settings):
-    """Steps environments with random actions, masked where there is a mask; the steps."""
+    """Steps environments with random actions, masked where there is a mask; the steps. None is made anew unasked."""
+    settings = {"max_env_restarts": 0} | settings
     envs = environments(make, num_envs, **settings).training(0)
     sampler, rng = ActionSampler(envs.action_space, PolicyConfig(rescale_action=True)), np.random.default_rng(0)
     obs, taken, restarts = envs.reset(), [], 0
@@ -272,7 +273,10 @@ ACTIONS = [
 @pytest.mark.parametrize("space", ACTIONS, ids=str)
 @pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_every_action_is_in_the_space_to_the_last_bit(space, processes):
-    play(functools.partial(Odd, action=space), 200, env_processes=processes)
+    steps = play(
+        functools.partial(Odd, action=space), 200, env_processes=processes
+    )  # Odd looks whether it contains them
+    assert len(steps) == 200
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,7 @@ class Collector:
         self.built_at = 0
         self.obs: dict[str, np.ndarray] = {}  # [B, ...] each, what the policy sees next
         self._actions: list[np.ndarray] = []  # [K, B, A] each
-        self._failed: list[
-            tuple[int, int]
-        ] = []  # number of the time step since the environments were made, environment
+        self._failed: list[tuple[int, int]] = []  # time step since the environments were made, and environment
         self._envs: VectorEnv | None = None
         self._disturbed = False  # the environments are not where `obs` was seen
         self.rebuild(0)

@@ -1,10 +1,10 @@
 """What environments declare and answer, held against each other: words for what does not fit."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector.utils import concatenate
 
 from trpo_tf.acting import spaces
 from trpo_tf.errors import described, one_line
@@ -38,18 +38,17 @@ def fit(value: Any, space: gym.Space, call: str, first: bool = False) -> None:
         raise Misfit(f"its {call} does not fit its observation space: {found}", first)
 
 
-def cast(obs: Any, space: gym.Space, out: Any, call: str) -> Any:
-    """The observation that a call returned, written into `out`, a batch of one.
-
-    Raises:
-      Misfit: it differs from its space.
-      Exception: whatever numpy says to it.
-    """
-    try:
-        return concatenate(space, [obs], out)
-    except Exception:
-        fit(obs, space, call)
-        raise
+def plainly_fits(space: gym.Space) -> Callable[[Any], bool]:
+    """A quick look whether an observation is as its space says; False: perhaps not."""
+    if isinstance(space, gym.spaces.Dict):
+        parts = {key: plainly_fits(part) for key, part in space.items()}
+        return lambda obs: (
+            type(obs) is dict and obs.keys() == parts.keys() and all(fits(obs[k]) for k, fits in parts.items())
+        )
+    if isinstance(space, gym.spaces.Discrete):
+        return lambda obs: type(obs) is int or type(obs) is np.int64
+    shape, dtype = space.shape, space.dtype
+    return lambda obs: type(obs) is np.ndarray and obs.shape == shape and obs.dtype == dtype
 
 
 def misfit(value: Any, space: gym.Space, where: str = "observation") -> str:

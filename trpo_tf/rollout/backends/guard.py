@@ -10,12 +10,9 @@ from types import FrameType
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
-from gymnasium.vector.utils import create_empty_array
 
 from trpo_tf.errors import described
 from trpo_tf.messages import warn
-from trpo_tf.rollout.backends import checks
 from trpo_tf.rollout.backends.restarts import TRIES, Household, Lives
 
 _REPEATS = 200  # of calls that worked before; with a failure in a hundred calls, half of 530 calls get through
@@ -39,7 +36,7 @@ class Guard(gym.Wrapper):
     The reset that follows closes it, makes another one, and resets that with a seed of its own.
 
     Args:
-      make: makes the environment; called again after failures.
+      make: makes the environment, as single_env.Prepared does; called again after failures.
       index: of the environment in its household.
       household: see Household; where that is strict, what is raised is passed on.
 
@@ -53,11 +50,7 @@ class Guard(gym.Wrapper):
         self._make, self._lives, self.household = make, Lives(index, household), household
         self._repeating = self._closed = False
         super().__init__(self._made())
-        self._space = self.env.observation_space
         self._spaces = self.env.observation_space, self.env.action_space
-        self._fits = _fits(self._space)
-        self._scratch = create_empty_array(self._space, 1, np.zeros)
-        self._reward, self._flags = np.zeros(1), np.zeros(2, bool)
         self._obs: Any = None
 
     @property
@@ -74,23 +67,16 @@ class Guard(gym.Wrapper):
         self.env, self._repeating = repeating(self.env, self._make, on), on
 
     def step(self, action):
-        """As the environment's, with a reward and flags that are plain numbers."""
+        """As the environment's."""
         lives = self._lives
         if lives.pretended and lives.pretend(1):
             return self._obs, 0.0, False, True, {}
         try:
-            result = obs, reward, terminated, truncated, _ = self.env.step(action)
-            plain = type(terminated) is type(truncated) is bool and (
-                type(reward) is float or type(reward) is np.float64
-            )
-            if not (plain and self._fits(obs)):
-                self._check(obs, "step")
-                self._reward[0], self._flags[0], self._flags[1] = reward, terminated, truncated
-                result = obs, float(self._reward[0]), bool(self._flags[0]), bool(self._flags[1]), {}
+            result = self.env.step(action)
         except BaseException as error:
             lives.fail(error)
             return self._obs, 0.0, False, True, {}
-        self._obs = obs
+        self._obs = result[0]
         return result
 
     def reset(self, *, seed=None, options=None):
@@ -108,7 +94,6 @@ class Guard(gym.Wrapper):
                     self._replace()
                     seed = lives.seed()
                 obs, info = self.env.reset(seed=seed, options=options)
-                self._check(obs, "reset")
             except BaseException as error:
                 lives.fail(error)
             else:
@@ -131,10 +116,6 @@ class Guard(gym.Wrapper):
         spaces = self.env.observation_space, self.env.action_space
         if spaces != self._spaces:
             raise ValueError(f"made with other spaces: {spaces}, before {self._spaces}")
-
-    def _check(self, obs: Any, call: str) -> None:
-        if not self._fits(obs):
-            checks.cast(obs, self._space, self._scratch, call)
 
     def close(self) -> None:
         """As the environment's, once; a warning where that fails, since nothing depends on it any more."""
@@ -205,17 +186,6 @@ def repeating(env: gym.Env, make: Callable[[], gym.Env], on: bool) -> gym.Env:
     if on:
         return Repeating(make, env)
     return env.env if isinstance(env, Repeating) else env
-
-
-def _fits(space: gym.Space) -> Callable[[Any], bool]:
-    """A quick look whether an observation is as its space says; False: perhaps not."""
-    if isinstance(space, gym.spaces.Dict):
-        parts = {key: _fits(part) for key, part in space.items()}
-        return lambda obs: type(obs) is dict and all(key in obs and fits(obs[key]) for key, fits in parts.items())
-    if isinstance(space, gym.spaces.Discrete):
-        return lambda obs: type(obs) is int or type(obs) is np.int64
-    shape, dtype = space.shape, space.dtype
-    return lambda obs: type(obs) is np.ndarray and obs.shape == shape and obs.dtype == dtype
 
 
 _CALLS = {getattr(Guard, name).__code__ for name in ("__init__", "step", "reset", "close")}

@@ -21,7 +21,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector.utils import batch_space, create_empty_array, iterate, write_to_shared_memory
+from gymnasium.vector.utils import write_to_shared_memory
 
 from trpo_tf.rollout.backends import checks
 from trpo_tf.rollout.backends.guard import quiet, repeating
@@ -158,10 +158,15 @@ def run(
         theirs = env.observation_space, env.action_space
         if theirs != spaces():
             raise ValueError(f"made with other spaces: {theirs}, before {spaces()}")
-        env = _Cast(env)
         pipe.send((True, ()))
         while (call := pipe.recv())[0] != "close":
-            pipe.send((True, _done(env, make, call[0], call[1], index, memory)))
+            name, data = call
+            if name == "repeat":
+                env, answer = repeating(env, make, data), ()
+            else:
+                obs, *answer = env.reset(seed=data)[:1] if name == "reset" else env.step(data)[:4]
+                write_to_shared_memory(theirs[0], index, obs, memory)
+            pipe.send((True, answer))
     except BaseException as error:
         with contextlib.suppress(BaseException):  # EOFError, BrokenPipeError: the parent is no more
             misfit = checks.Misfit(str(error), error.first) if isinstance(error, checks.Misfit) else None
@@ -169,16 +174,6 @@ def run(
         _close(env)
         os._exit(1)
     _close(env)
-
-
-def _done(env: gym.Wrapper, make: Callable[[], gym.Env], call: str, data: Any, index: int, memory: Any) -> Any:
-    """Does what the parent asks for; the answer."""
-    if call == "repeat":
-        env.env = repeating(env.env, make, data)
-        return ()
-    obs, *rest = env.reset(seed=data)[:1] if call == "reset" else env.step(data)[:4]
-    write_to_shared_memory(env.observation_space, index, obs, memory)
-    return rest
 
 
 def _close(env: gym.Env | None) -> None:
@@ -195,28 +190,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
     os._exit(1)
-
-
-class _Cast(gym.Wrapper):
-    """Returns what SyncVectorEnv would."""
-
-    def __init__(self, env: gym.Env):
-        super().__init__(env)
-        self._spaces = env.observation_space, batch_space(env.observation_space, 1)
-        self._obs = create_empty_array(env.observation_space, 1, np.zeros)
-        self._reward, self._flags = np.zeros(1), np.zeros(2, bool)
-
-    def reset(self, **settings):
-        """As the environment's."""
-        obs, _ = self.env.reset(**settings)
-        return self._cast(obs, "reset"), {}
-
-    def step(self, action):
-        """As the environment's."""
-        obs, self._reward[0], self._flags[0], self._flags[1], _ = self.env.step(action)
-        return self._cast(obs, "step"), float(self._reward[0]), bool(self._flags[0]), bool(self._flags[1]), {}
-
-    def _cast(self, obs, call):
-        single, batched = self._spaces
-        self._obs = checks.cast(obs, single, self._obs, call)
-        return next(iter(iterate(batched, self._obs)))

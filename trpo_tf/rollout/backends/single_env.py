@@ -122,8 +122,7 @@ class Checked(gym.Wrapper):
     """An environment that answers what it declares and what vector environments can join.
 
     The reward is a float, the flags are bools, and there is no `info`: nobody reads it but for the action_mask, which
-    becomes a part of the observation. The first observations, of a reset here and of the first step, are held against
-    the observation space.
+    becomes a part of the observation. Observations are held against the observation space.
 
     Args:
       env: fresh.
@@ -136,9 +135,9 @@ class Checked(gym.Wrapper):
     def __init__(self, env: gym.Env, seed: int):
         super().__init__(env)
         self._first = True  # the first step is not over
+        self._fits = checks.plainly_fits(env.observation_space)
         self._mask: masks.Mask | None = None
         obs, info = self._reset(seed=seed, options=None)
-        checks.fit(obs, env.observation_space, "reset", first=True)
         try:
             mask = masks.find(env, info)
         except masks.MaskError as error:
@@ -169,8 +168,8 @@ class Checked(gym.Wrapper):
             terminated = self._only(checks.flag(terminated), terminated, "terminated", "a bool")
         if type(truncated) is not bool:
             truncated = self._only(checks.flag(truncated), truncated, "truncated", "a bool")
-        if self._first:
-            checks.fit(obs, self.env.observation_space, "step", first=True)
+        if not self._fits(obs):
+            checks.fit(obs, self.env.observation_space, "step", self._first)
         if self._mask is not None:
             obs = self._joined(obs, info, terminated or truncated)
         elif info and isinstance(info, dict) and MASK in info:
@@ -186,6 +185,8 @@ class Checked(gym.Wrapper):
                 raise self._error(f"its reset has to take seed and options ({first_line(error)})") from error
             raise
         if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict | None):
+            if not self._fits(answer[0]):
+                checks.fit(answer[0], self.env.observation_space, "reset", self._first)
             return answer[0], answer[1] or {}
         raise self._error("its reset does not return (obs, info); it was written for an older API")
 
