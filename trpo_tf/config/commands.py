@@ -18,8 +18,12 @@ class EvaluateConfig(Record):
     episodes: int = setting(20, "episodes to run", low=1)
     seed: int = setting(1000, "seed of environments and sampling", low=0, high=2**31 - 1)
     stochastic: bool = setting(False, "sample actions instead of taking the mode")
-    env_backend: str = setting("auto", "as in training", choices=("auto", "envpool", "gymnasium"))
-    allow_env_module: bool = setting(False, "let --env=module:Id import that module, and a file name paths in options")
+    env_backend: str = setting(
+        "auto", "auto: that of the training, else EnvPool where it has the id", choices=("auto", "envpool", "gymnasium")
+    )
+    allow_env_module: bool = setting(
+        False, "let --env=module:Id import that module; trust modules and paths that a checkpoint or SavedModel names"
+    )
     render: bool = setting(False, "show the episodes in a window")
     video: str = setting("", "record the episodes as videos into this directory", path="directory")
     json: str = setting("", "write the result as JSON to this file; -: to stdout, without the table", path="file")
@@ -41,7 +45,9 @@ class ExportConfig(Record):
     run_dir: str = setting("", "run whose checkpoint is exported", path="read")
     best: bool = setting(False, "the best checkpoint instead of the newest")
     export_dir: str = setting("", "where the numbered SavedModel goes; empty: <run_dir>/saved_model", path="directory")
-    allow_env_module: bool = setting(False, "let a run on module:Id import that module, and name paths in options")
+    allow_env_module: bool = setting(
+        False, "let --env=module:Id import that module; trust modules and paths that a checkpoint or SavedModel names"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

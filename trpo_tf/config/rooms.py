@@ -79,7 +79,7 @@ class EnvironmentConfig(Record):
         structural=True,
     )
     allow_env_module: bool = setting(
-        False, "let --env=module:Id import that module, and a checkpoint name paths in --env_options"
+        False, "let --env=module:Id import that module; trust modules and paths that a checkpoint or SavedModel names"
     )
     num_envs: int = setting(16, "environments stepped together (measured)", low=1, high=65536, structural=True)
     steps_per_update: int = setting(
@@ -96,7 +96,8 @@ class EnvironmentConfig(Record):
     )
     wrappers: str = setting(
         "",
-        "of gymnasium.wrappers, innermost first: AtariPreprocessing(frame_skip=4);FrameStackObservation(4)",
+        "wrappers put around each environment, of gymnasium.wrappers, innermost first: "
+        "AtariPreprocessing(frame_skip=4);FrameStackObservation(4)",
         structural=True,
     )
     env_threads: int = setting(0, "EnvPool's threads; 0: one per core, bound to it if it can be", low=0, high=1024)
@@ -109,7 +110,11 @@ class EnvironmentConfig(Record):
         100, "environments that raised, died or hung to make anew before giving up; 0: give up at the first", low=0
     )
     env_timeout: float = setting(
-        300, "seconds for a step or reset of an environment before it counts as hung; 0: wait for ever", low=0
+        300,
+        "seconds for a constructor, step or reset of an environment; then it is named, and with --env_processes made "
+        "anew; "
+        "0: wait for ever",
+        low=0,
     )
 
 
@@ -119,7 +124,7 @@ class PolicyConfig(Record):
 
     network: str = setting(
         "mlp",
-        "gru, lstm: the last hidden layer is recurrent, its state reset where episodes begin",
+        "mlp: dense layers; gru, lstm: the last hidden layer is recurrent, its state reset where episodes begin",
         choices=("mlp", "gru", "lstm"),
         structural=True,
     )
@@ -194,7 +199,9 @@ class TrustRegionConfig(Record):
     )
     max_step: float = setting(
         0.1,
-        "longest step in natural gradients of the return, which is divided by its standard deviation (measured)",
+        "a step is at most max_step times F^-1 g, where g is the gradient of the return divided by its standard "
+        "deviation "
+        "(measured)",
         above=0,
         search=("log", 0.03, 1),
     )
@@ -220,7 +227,9 @@ class TrustRegionConfig(Record):
     max_backtracks: int = setting(10, "line-search candidates after the full step (rl-zoo)", low=0)
     objective: str = setting(
         "constraint",
-        "penalty: maximise surrogate - C KL instead, C such that the KL stays around --max_kl (TRPO, section 3)",
+        "constraint: maximise the surrogate within --max_kl (TRPO, appendix C); penalty: maximise surrogate - C KL, "
+        "C such "
+        "that the KL stays around --max_kl (TRPO, section 3)",
         choices=("constraint", "penalty"),
         structural=True,
     )
@@ -232,7 +241,8 @@ class RadiusConfig(Record):
 
     radius: str = setting(
         "fixed",
-        "adaptive: max_kl grows while measured gains reach the predicted ones",
+        "fixed: --max_kl in every update; adaptive: max_kl grows while measured gains reach the predicted ones, else "
+        "shrinks",
         choices=("fixed", "adaptive"),
         structural=True,
     )
@@ -258,14 +268,16 @@ class OffPolicyConfig(Record):
     )
     reuse_weights: str = setting(
         "uniform",
-        "optimal: larger weights for newer batches, and more batches, at the same effective number",
+        "uniform: every batch counts the same; optimal: larger weights for newer batches, and more batches, at the "
+        "same "
+        "effective number",
         choices=("uniform", "optimal"),
         structural=True,
     )
     pipeline: bool = setting(
         False,
-        "collect while the update runs, with a policy one update older, but for the first update after a checkpoint; "
-        "steps are 1.4 times shorter",
+        "collect while the update runs, with a policy one update older; the first update after a checkpoint collects "
+        "anew. Against staleness, steps are 1.4 times shorter",
         structural=True,
     )
     behavior_lag: int = setting(
@@ -281,7 +293,10 @@ class OffPolicyConfig(Record):
         above=0,
     )
     max_staleness: int = setting(
-        64, "updates after which batches are not kept, and transitions are masked", low=0, structural=True
+        64,
+        "a transition that is more updates old than this is masked, and its batch no longer kept",
+        low=0,
+        structural=True,
     )
     min_effective_sample_size: float = setting(
         0.25, "effective sample size, as a fraction of the transitions, below which no policy step is taken",
@@ -325,7 +340,7 @@ class ValueConfig(Record):
     value_learning_rate: float = setting(
         2e-3, "Adam's learning rate (measured; A20: 3e-4 to 1e-3)", above=0, search=("log", 3e-4, 1e-2)
     )
-    value_learning_rate_decay: bool = setting(True, "let it fall linearly to 0 over --total_steps (E20)")
+    value_learning_rate_decay: bool = setting(True, "let the learning rate fall linearly to 0 over --total_steps (E20)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,6 +360,7 @@ class ComputeConfig(Record):
     )
     xla: str = setting(
         "auto",
-        "compile the update by XLA; auto: unless there are images, whose convolutions it slows on a CPU",
+        "on, off: compile the update by XLA or not; auto: on, unless there are images, whose convolutions it slows "
+        "on a CPU",
         choices=("auto", "on", "off"),
     )
