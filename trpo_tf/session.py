@@ -71,7 +71,7 @@ class Session:
         self.learner = Learner(self.policy, config, seeds.derive_seed(config.run.seed, seeds.LEARNER))
         self.source = source
         self.total_steps = config.run.total_steps
-        self.update = self.env_steps = self.episodes = self.invalid = self.restarts = self.dropped = 0
+        self.update = self.env_steps = self.episodes = self.invalid = 0
         self._rollout: Rollout | None = None  # collected, and not learned from
         self._renewal_due = self._warned = False
         self.evaluation: dict[str, Any] | None = None  # the newest one, with the number of its update
@@ -144,7 +144,6 @@ class Session:
         self.env_steps += steps
         self.episodes += len(rollout.episode_returns)
         self.invalid += rollout.invalid
-        self.restarts, self.dropped = rollout.restarts, rollout.dropped
         self._returns.extend(rollout.episode_returns)
         self._lengths.extend(rollout.episode_lengths)
         self._renewal_due = boundary
@@ -156,7 +155,7 @@ class Session:
             "time/env_steps_per_second": steps / (end - start),
             "time/elapsed_seconds": time.perf_counter() - self._began,
         }
-        return Row(self._counts() | learned | times, fit)
+        return Row(self._counts(rollout) | learned | times, fit)
 
     def _renew(self) -> None:
         """Fresh environments, where a boundary asks for them."""
@@ -166,7 +165,7 @@ class Session:
             self.source.renew(self.update)
             self._renewal_due = False
 
-    def _counts(self) -> dict[str, Any]:
+    def _counts(self, rollout: Rollout) -> dict[str, Any]:
         return {
             "update": self.update,
             "env_steps": self.env_steps,
@@ -174,8 +173,8 @@ class Session:
             "env/episode_length": float(np.mean(self._lengths)) if self._lengths else None,
             "env/episodes": self.episodes,
             "env/invalid_rows": self.invalid,
-            "env/restarts": self.restarts,
-            "env/dropped_rows": self.dropped,
+            "env/restarts": rollout.restarts,
+            "env/dropped_rows": rollout.dropped,
         }
 
     def evaluate(self, episodes: int) -> Evaluation:

@@ -3,7 +3,27 @@
 xp is the module that computes: numpy, or tensorflow where the caller has it. A formula written with xp serves both.
 """
 
+from typing import Any
+
 import numpy as np
+
+
+def as_numbers(value: Any) -> np.ndarray | None:
+    """The value as an array of numbers; None where it is none."""
+    try:
+        x = np.asarray(value)
+    except (TypeError, ValueError):  # lists of unequal lengths; tensors that NumPy cannot see
+        return None
+    return x if x.dtype.kind in "biuf" else None
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words."""
+    if value is None:
+        return "None"
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype.name}"
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
 
 
 def join(parts, xp=np):

@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 
 from trpo_tf.acting import spaces
+from trpo_tf.acting.arrays import as_numbers, kind_of
 from trpo_tf.acting.encoders import TAKEN
 from trpo_tf.errors import UsageError
 
@@ -62,9 +63,10 @@ def recurrent(states: dict[str, int], rows: int, state: Any, episode_start: Any)
         k: x.shape for k, x in zeros.items()
     }:
         raise UsageError(f"state is not what predict returned for {rows} observations: a dict of {needed} is needed")
-    starts = np.full(rows, state is None) if episode_start is None else np.asarray(episode_start)
-    if starts.size != rows or starts.dtype.kind not in "biuf":
-        raise UsageError(f"episode_start has shape {starts.shape}; ({rows},) is needed, true where an episode begins")
+    starts = np.full(rows, state is None) if episode_start is None else as_numbers(episode_start)
+    if starts is None or starts.size != rows:
+        found = kind_of(episode_start) if starts is None else f"of shape {starts.shape}"
+        raise UsageError(f"episode_start is {found}; ({rows},) is needed, true where an episode begins")
     return {"is_first": starts.reshape(rows).astype(np.float32)} | before
 
 
@@ -72,19 +74,15 @@ def _arrays(structure: Any, obs: Any, where: str) -> Any:
     """The observation in the structure of its space, each leaf an array."""
     if isinstance(structure, dict):
         if not isinstance(obs, Mapping) or obs.keys() != structure.keys():
-            found = f"the keys {_listed(obs)}" if isinstance(obs, Mapping) else _kind(obs)
+            found = f"the keys {_listed(obs)}" if isinstance(obs, Mapping) else kind_of(obs)
             raise UsageError(f"{where} is {found}; a dict with the keys {_listed(structure)} is needed")
         return {key: _arrays(part, obs[key], f"{where}[{key!r}]") for key, part in structure.items()}
     if isinstance(structure, tuple):
         if not isinstance(obs, tuple | list) or len(obs) != len(structure):
-            raise UsageError(f"{where} is {_kind(obs)}; a tuple of {len(structure)} parts is needed")
+            raise UsageError(f"{where} is {kind_of(obs)}; a tuple of {len(structure)} parts is needed")
         return tuple(_arrays(part, x, f"{where}[{k}]") for k, (part, x) in enumerate(zip(structure, obs, strict=True)))
-    try:
-        array = np.asarray(obs)
-    except ValueError:
-        raise UsageError(f"{where} is ragged; an array of numbers is needed") from None
-    if array.dtype.kind not in "biuf":
-        raise UsageError(f"{where} is {_kind(obs)}; an array of numbers is needed")
+    if (array := as_numbers(obs)) is None:
+        raise UsageError(f"{where} is {kind_of(obs)}; an array of numbers is needed")
     return array
 
 
@@ -97,14 +95,6 @@ def _typed(name: str, x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if (typed != x).any():
         raise UsageError(f"{name} has numbers that are no {dtype.name}")
     return typed
-
-
-def _kind(x: Any) -> str:
-    if x is None:
-        return "None"
-    if isinstance(x, np.ndarray):
-        return f"an array of {x.dtype.name}"
-    return f"a {type(x).__name__}" + (f" of {len(x)}" if isinstance(x, tuple | list) else "")
 
 
 def _listed(keys: Any) -> str:

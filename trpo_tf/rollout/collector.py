@@ -11,8 +11,12 @@ import numpy as np
 from trpo_tf.errors import EnvironmentFailure
 from trpo_tf.messages import warn
 from trpo_tf.rollout.backends.restarts import Failure, count_restarts
+from trpo_tf.rollout.finite import all_finite, clean
 from trpo_tf.rollout.vector_env import VectorEnv
+from trpo_tf.state import part, prefixed
 from trpo_tf.types import ALIGNMENT, Rollout, Trajectory
+
+_COUNTERS = ("act_count", "invalid", "restarts", "dropped", "built_at")  # of a Collector
 
 
 class Collector:
@@ -63,7 +67,7 @@ class Collector:
         self.restarts = count_restarts(failures, self.restarts, envs.max_restarts)
         self._failed = _at(0, failures)
         rows, self.built_at, self._actions = envs.num_envs, update, []
-        obs, self._bad = self._clean(obs)
+        obs, self._bad = clean(obs, self._actor.leaves)
         self._discounted_return = np.zeros(rows, np.float32)
         fresh = {name: np.zeros((rows, size), np.float32) for name, size in self._actor.states.items()}
         self.obs = obs | (fresh and {"is_first": np.ones(rows, np.float32)}) | fresh
@@ -78,13 +82,12 @@ class Collector:
     def state(self) -> dict[str, np.ndarray]:
         """What `restore` of a collector with the same settings needs."""
         shape = (0, self.num_envs, self._actor.action_size)
-        counters = ("act_count", "invalid", "restarts", "dropped", "built_at")
         return {
             "actions": np.concatenate([np.zeros(shape, np.float32), *self._actions]),
             "failed": np.array(self._failed, np.int64).reshape(-1, 2),
             "discounted_return": self._discounted_return,
-            **{f"obs/{name}": x for name, x in self.obs.items()},
-            **{name: np.array(getattr(self, name)) for name in counters},
+            **prefixed("obs", self.obs),
+            **{name: np.array(getattr(self, name)) for name in _COUNTERS},
         }
 
     def restore(self, state: dict[str, np.ndarray]) -> bool:
@@ -98,11 +101,11 @@ class Collector:
         """
         envs, failed = self._made(int(state["built_at"])), [(step, env) for step, env in state["failed"].tolist()]
         obs, others = self._replayed(envs, state["actions"], failed)
-        obs, self._bad = self._clean(obs)
-        for name in ("act_count", "invalid", "restarts", "dropped", "built_at"):
+        obs, self._bad = clean(obs, self._actor.leaves)
+        for name in _COUNTERS:
             setattr(self, name, int(state[name]))
         self._failed, self.restarts = failed + others, self.restarts + len(others)
-        known = {name.removeprefix("obs/"): x for name, x in state.items() if name.startswith("obs/")}
+        known = part("obs", state)
         equal = all(obs[name].tobytes() == known[name].tobytes() for name in self._actor.leaves)
         self.obs = known | obs
         self._discounted_return = state["discounted_return"]
@@ -183,12 +186,13 @@ class Collector:
                 steps.params[t], steps.raw_action[t], after = actor(seen, noise[t])
                 given = envs.step(actor.to_env(steps.raw_action[t]))
                 finite = True
-                for name in actor.leaves:
-                    following = obs[name][t + 1]
-                    following[...] = given.obs[name].reshape(following.shape)
-                    finite = finite and (following.dtype.kind != "f" or np.isfinite(following.sum()))
+                with np.errstate(over="ignore"):
+                    for name in actor.leaves:
+                        following = obs[name][t + 1]
+                        following[...] = given.obs[name].reshape(following.shape)
+                        finite = finite and all_finite(following)
                 if not finite:
-                    cleaned, steps.bad_obs[t + 1] = self._clean(given.obs)
+                    cleaned, steps.bad_obs[t + 1] = clean(given.obs, actor.leaves)
                     for name, x in cleaned.items():
                         obs[name][t + 1] = x
                 steps.reward[t], steps.terminated[t] = given.reward, given.terminated
@@ -200,17 +204,6 @@ class Collector:
                     for name, state in zip(states, after, strict=True):
                         obs[name][t + 1] = state
         return steps, losses
-
-    def _clean(self, obs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Observations as stored, non-finite numbers replaced by 0, and which rows [B] had some."""
-        stored, bad = {}, np.zeros(len(next(iter(obs.values()))), bool)
-        for name, leaf in self._actor.leaves.items():
-            x = np.asarray(obs[name]).astype(leaf.dtype).reshape((-1, *leaf.shape))
-            if x.dtype.kind == "f":
-                finite = np.isfinite(x)
-                x, bad = np.where(finite, x, 0), bad | ~finite.reshape(len(x), -1).all(1)
-            stored[name] = x
-        return stored, bad
 
     def _mask_invalid(self, steps: "_Steps", logp: np.ndarray) -> tuple[Trajectory, int]:
         """The trajectory, transitions masked whose observation, successor, reward or log-probability is not finite, and

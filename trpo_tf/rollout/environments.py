@@ -8,12 +8,12 @@ from typing import Any
 import gymnasium as gym
 
 from trpo_tf.config.rooms import EnvironmentConfig
-from trpo_tf.errors import EnvironmentFailure, Error, UsageError, described, first_line
+from trpo_tf.errors import Error, UsageError, first_line
 from trpo_tf.messages import warn
 from trpo_tf.rollout import options
 from trpo_tf.rollout.backends import checks, envpool, gymnasium, processes, resolve, single_env
 from trpo_tf.rollout.backends.base import Backend
-from trpo_tf.rollout.backends.restarts import Household
+from trpo_tf.rollout.backends.restarts import Household, Named
 from trpo_tf.rollout.evaluation import LONGEST
 from trpo_tf.rollout.vector_env import VectorEnv
 
@@ -54,6 +54,7 @@ class Environments:
         self._settings = options.keywords("env_options", config.env_options)
         self._wrappers = options.wrappers("wrappers", config.wrappers)
         self._worked: set[str] = set()  # names of what was made once: when that fails, it is not the settings' fault
+        self._told: set[str] = set()  # see Household
         self.name, self.given = env_name(self._env), _is_given(self._env)
         self._check_settings()
         if _is_given(self._env):
@@ -148,6 +149,7 @@ class Environments:
         env = self._config.env
         if self._config.env_backend != "auto" or env not in gym.registry or self._settings:
             return
+        # Whatever gymnasium's environment raises: it is the other one that is used.
         with contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             other = gym.make(env)
@@ -195,7 +197,7 @@ class Environments:
             if needs and config.env_backend == "auto" and env not in gym.registry and env in envpool.ids():
                 raise UsageError(f"--env={env}: EnvPool has it and gymnasium does not, whose {needs} is")
             asked = "gymnasium" if needs or watched else config.env_backend
-            with _Named(env, self._worked):
+            with self._named(env):
                 return resolve.resolve_backend(env, asked, config.allow_env_module)
         serves = "envpool" if envpool.is_pool(env) else "gymnasium"
         if config.env_backend not in ("auto", serves):
@@ -222,10 +224,10 @@ class Environments:
         """
         watched, name = bool(render_mode or video_dir), env_name(env)
         first = watched or name not in self._worked  # a render_mode is asked for anew each time
-        household = Household(name, num_envs, self._config.env_timeout, strict=alone or first, first=first)
+        household = Household(name, num_envs, self._config.env_timeout, alone or first, first, self._told)
         serves = self._backend_of(env, watched)
         settings = self._settings if isinstance(env, str) else {}
-        with _Named(name, self._worked), self._options_named(name, settings, serves), warnings.catch_warnings():
+        with self._named(name), self._options_named(name, settings, serves), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*precision lowered.*")
             if serves == "envpool":
                 return envpool.make(name, num_envs, seed, self._config.env_threads, settings)
@@ -236,6 +238,10 @@ class Environments:
             household.strict = alone
             self._worked.add(name)
             return backend
+
+    def _named(self, name: str) -> Named:
+        mistakes = () if name in self._worked else (gym.error.Error, ImportError)
+        return Named(name, ", while it was made", mistakes)
 
     @contextlib.contextmanager
     def _options_named(self, name: str, settings: dict[str, Any], serves: str) -> Iterator[None]:
@@ -287,27 +293,3 @@ def _check_given(config: EnvironmentConfig, env: Any, name: str) -> None:
     backend = envpool.given(env, name) if envpool.is_pool(env) else gymnasium.given(env, name, 0)
     if backend.num_envs != config.num_envs:
         raise UsageError(f"--num_envs={config.num_envs}: {name} has {backend.num_envs} environments; must be the same")
-
-
-class _Named:
-    """Names the environment in whatever is raised while it is looked for and made.
-
-    A generator of contextlib would not do: with a RuntimeError from a StopIteration it raises the latter.
-
-    worked: see Environments.
-    """
-
-    def __init__(self, name: str, worked: set[str]):
-        self._name, self._worked = name, worked
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, trace) -> None:
-        if error is None or isinstance(error, Error | KeyboardInterrupt):
-            return
-        if isinstance(error, gym.error.Error | ImportError) and self._name not in self._worked:
-            raise UsageError(f"--env={self._name}: {first_line(error)}") from error
-        raise EnvironmentFailure(
-            f"environment failed: {described(error)} (--env={self._name}, while it was made)"
-        ) from error

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trpo_tf.acting.encoders import Encoder
 from trpo_tf.errors import Interrupted
 from trpo_tf.rollout.backends.restarts import count_restarts
+from trpo_tf.rollout.finite import clean, finite_or_0
 from trpo_tf.rollout.vector_env import VectorEnv
 
 LONGEST = 30_000  # steps; an episode without a time limit must end some day
@@ -101,7 +103,8 @@ def _run(act, envs: VectorEnv, episodes: int, progress: Callable[[int], None], s
     returns: list[list[float]] = [[] for _ in range(count)]
     lengths: list[list[int]] = [[] for _ in range(count)]
     total, length, asked, restarts = np.zeros(count), np.zeros(count, np.int64), 0.0, 0
-    obs, bad_obs = _finite(envs.reset())
+    leaves = Encoder(envs.observation_space).leaves
+    obs, bad_obs = clean(envs.reset(), leaves)
     is_first, invalid = np.ones(count, bool), int(bad_obs.sum())
     while (wanted := np.array([*map(len, returns)]) < quota).any():
         if stopping():
@@ -111,10 +114,9 @@ def _run(act, envs: VectorEnv, episodes: int, progress: Callable[[int], None], s
         step = envs.step(act(obs, is_first))
         if envs.failures:
             restarts = count_restarts(envs.pop_failures(), restarts, envs.max_restarts)
-        (obs, bad_obs), is_first = _finite(step.obs), step.mask == 0
-        finite = np.isfinite(step.reward)
-        invalid += int(((bad_obs | ~finite) & wanted).sum())
-        total += np.where(finite, step.reward, 0.0)
+        (obs, bad_obs), is_first = clean(step.obs, leaves), step.mask == 0
+        invalid += int(((bad_obs | ~np.isfinite(step.reward)) & wanted).sum())
+        total += finite_or_0(step.reward)
         length += step.mask > 0
         for b in np.flatnonzero(step.terminated | step.truncated):
             if wanted[b] and step.mask[b]:
@@ -124,17 +126,6 @@ def _run(act, envs: VectorEnv, episodes: int, progress: Callable[[int], None], s
             total[b], length[b] = 0.0, 0
     every = np.concatenate(lengths)
     return Evaluation(np.concatenate(returns), every, int((every >= envs.longest).sum()), envs.longest, invalid)
-
-
-def _finite(obs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Observations with 0 for what is not finite, as in training, and which environments [B] gave some."""
-    bad = np.zeros(len(next(iter(obs.values()))), bool)
-    with np.errstate(over="ignore"):
-        for name, x in obs.items():
-            if x.dtype.kind == "f" and not np.isfinite(np.sum(x, dtype=np.float32)):
-                finite = np.isfinite(x.astype(np.float32))
-                obs, bad = obs | {name: np.where(finite, x, 0)}, bad | ~finite.reshape(len(x), -1).all(1)
-    return obs, bad
 
 
 def env_count(episodes: int, most: int) -> int:

@@ -4,10 +4,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trpo_tf.errors import EnvironmentFailure, Error, described
+from trpo_tf.errors import Error
 from trpo_tf.messages import warn
 from trpo_tf.rollout.backends.base import Backend
-from trpo_tf.rollout.backends.restarts import Failure
+from trpo_tf.rollout.backends.restarts import Failure, Named
+from trpo_tf.rollout.finite import finite_or_0, stored
 
 _NEVER = np.iinfo(np.int64).max
 
@@ -52,7 +53,7 @@ class VectorEnv:
 
     def __init__(self, backend: Backend, stagger: bool = False, max_restarts: int = 0, longest: int = _NEVER):
         self._backend = backend
-        self._foreign = _Foreign(backend.env_name)
+        self._named = Named(backend.env_name)
         self.backend = backend.name
         self.num_envs = backend.num_envs
         self.observation_space = backend.observation_space
@@ -79,7 +80,7 @@ class VectorEnv:
         Raises:
           EnvironmentFailure: an environment raised, or its process died.
         """
-        with self._foreign:
+        with self._named:
             obs = self._backend.reset()
         self._failed()
         return obs
@@ -91,13 +92,13 @@ class VectorEnv:
           EnvironmentFailure: an environment raised, or its process died, and cannot be made anew.
           UsageError: the environment was written for an older API, or the actions have another shape.
         """
-        with self._foreign:
+        with self._named:
             obs, reward, terminated, truncated = self._backend.step(action)
         self._quiet -= 1
         if self._quiet > 0 and not (terminated | truncated).any():
             self._length += 1
-            self._return += _finite(reward)
-            return EnvStep(obs, reward.astype(np.float32, copy=False), terminated, truncated, self._all_valid)
+            self._return += finite_or_0(reward)
+            return EnvStep(obs, stored(reward, np.float32), terminated, truncated, self._all_valid)
         going = ~self._ended
         if self._cut.any():  # their step was one more of the episode cut before; now comes the reset
             obs = self._reset_cut(obs)
@@ -106,7 +107,7 @@ class VectorEnv:
             reward, terminated, truncated = np.where(valid, reward, 0.0), terminated & valid, truncated & going
         truncated = truncated & ~terminated
         self._length += valid
-        self._return += _finite(reward)
+        self._return += finite_or_0(reward)
         ended = terminated | truncated
         self._cut = valid & ~ended & (self._length >= self._cut_at)
         self._ended = ended | self._cut
@@ -114,12 +115,12 @@ class VectorEnv:
         if self._ended.any():
             self._quiet = 0
             self._finish(np.flatnonzero(ended & valid), np.flatnonzero(self._ended))
-        return EnvStep(obs, reward.astype(np.float32), terminated, truncated | self._cut, valid.astype(np.float32))
+        return EnvStep(obs, stored(reward, np.float32), terminated, truncated | self._cut, valid.astype(np.float32))
 
     def _reset_cut(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """obs [B, ...] with first observations where the episode was cut at the step before."""
         ids = np.flatnonzero(self._cut)
-        with self._foreign:
+        with self._named:
             first = self._backend.reset_at(ids)
         obs = {name: np.array(x) for name, x in obs.items()}
         for name, x in obs.items():
@@ -163,25 +164,7 @@ class VectorEnv:
     def close(self) -> None:
         """Frees the environments; warns where that fails, since nothing depends on it any more."""
         try:
-            with self._foreign:
+            with self._named:
                 self._backend.close()
         except Error as error:
-            warn(f"closing: {error}")
-
-
-class _Foreign:
-    """Names the environment in whatever it raises, of any class; an interrupt is the user's."""
-
-    def __init__(self, env_name: str):
-        self._name = env_name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, trace) -> None:
-        if error is not None and not isinstance(error, Error | KeyboardInterrupt):
-            raise EnvironmentFailure(f"environment failed: {described(error)} (--env={self._name})") from error
-
-
-def _finite(reward: np.ndarray) -> np.ndarray:
-    return reward if np.isfinite(reward.sum()) else np.nan_to_num(reward, posinf=0.0, neginf=0.0)
+            warn(f"closing: {error.message}")

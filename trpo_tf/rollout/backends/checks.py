@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 
 from trpo_tf.acting import spaces
+from trpo_tf.acting.arrays import as_numbers, kind_of
 from trpo_tf.errors import described, one_line
 
 _LEARNING = {"NormalizeObservation": "--normalize_obs", "NormalizeReward": "--scale_reward"}
@@ -27,7 +28,7 @@ class Misfit(Exception):
         self.first = first
 
 
-def said(error: BaseException) -> str:
+def what_happened(error: BaseException) -> str:
     """What an environment raised, or what of it does not fit, in one printable line."""
     return one_line(str(error)) if isinstance(error, Misfit) else described(error)
 
@@ -60,13 +61,13 @@ def misfit(value: Any, space: gym.Space, where: str = "observation") -> str:
         return _leaf_misfit(value, space, where)
     if isinstance(space, gym.spaces.Dict):
         if not isinstance(value, dict):
-            return f"{where} is {_kind(value)}, a dict is declared"
+            return f"{where} is {kind_of(value)}, a dict is declared"
         if value.keys() != space.spaces.keys():
             return f"{where} has the keys {sorted(map(str, value))}, {sorted(map(str, space))} are declared"
         parts = [(value[key], part, f"{where}[{key!r}]") for key, part in space.items()]
     elif isinstance(space, gym.spaces.Tuple):
         if not isinstance(value, tuple) or len(value) != len(space):
-            return f"{where} is {_kind(value)}, a tuple of {len(space)} is declared"
+            return f"{where} is {kind_of(value)}, a tuple of {len(space)} is declared"
         parts = [(x, part, f"{where}[{index}]") for index, (x, part) in enumerate(zip(value, space, strict=True))]
     else:
         return ""
@@ -74,24 +75,16 @@ def misfit(value: Any, space: gym.Space, where: str = "observation") -> str:
 
 
 def _leaf_misfit(value: Any, space: gym.Space, where: str) -> str:
-    assert space.shape is not None
-    try:
-        x = np.asarray(None if isinstance(value, dict | tuple) else value)
-    except ValueError:  # lists of unequal lengths
-        return f"{where} is no array of numbers"
-    if x.dtype.kind not in "biuf":
-        return f"{where} is {_kind(value)}, numbers of shape {space.shape} are declared"
+    x = None if isinstance(value, tuple) else as_numbers(value)
+    if x is None:
+        return f"{where} is {kind_of(value)}, numbers of shape {space.shape} are declared"
     if x.shape != space.shape:
         return f"{where} has the shape {x.shape}, {space.shape} is declared"
     if not np.can_cast(x.dtype, space.dtype, "same_kind"):
         return f"{where} is of {x.dtype}, {space.dtype} is declared"
+    if space.dtype.kind != "f" and (x.astype(space.dtype) != x).any():
+        return f"{where} has numbers that are no {space.dtype}"
     return ""
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"a tuple of {len(value)}"
-    return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def number(value: Any) -> float | None:
@@ -111,11 +104,14 @@ def flag(value: Any) -> bool | None:
 
 
 def _single(value: Any) -> Any:
-    try:
-        x = np.asarray(value)
-    except ValueError:
-        return None
-    return x.reshape(())[()] if x.size == 1 and x.dtype.kind in "biuf" else None
+    x = as_numbers(value)
+    return x.reshape(())[()] if x is not None and x.size == 1 else None
+
+
+def same_spaces(env: gym.Env, before: tuple[gym.Space, gym.Space]) -> None:
+    """Raises ValueError where those of observations and actions are others than `before`."""
+    if (now := (env.observation_space, env.action_space)) != before:
+        raise ValueError(f"made with other spaces: {now}, before {before}")
 
 
 def learning_wrapper(env: Any) -> str:

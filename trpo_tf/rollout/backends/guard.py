@@ -13,10 +13,10 @@ import gymnasium as gym
 
 from trpo_tf.errors import described
 from trpo_tf.messages import warn
-from trpo_tf.rollout.backends.restarts import TRIES, Household, Lives
+from trpo_tf.rollout.backends import checks
+from trpo_tf.rollout.backends.restarts import TRIES, Household, Lives, failed
 
-_REPEATS = 200  # of calls that worked before; with a failure in a hundred calls, half of 530 calls get through
-_warn_once = functools.lru_cache(256)(warn)
+_REPEATS = 200  # of all calls of an environment; with failures of probability p, n calls get through with (1 - p)^n
 
 
 @contextlib.contextmanager
@@ -113,9 +113,7 @@ class Guard(gym.Wrapper):
         with quiet():  # it failed before, and was said to
             self.env.close()
         self.env = Repeating(self._make) if self._repeating else self._make()
-        spaces = self.env.observation_space, self.env.action_space
-        if spaces != self._spaces:
-            raise ValueError(f"made with other spaces: {spaces}, before {self._spaces}")
+        checks.same_spaces(self.env, self._spaces)
 
     def close(self) -> None:
         """As the environment's, once; a warning where that fails, since nothing depends on it any more."""
@@ -127,7 +125,10 @@ class Guard(gym.Wrapper):
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            _warn_once(f"environment failed: {described(error)} (--env={self.household.env_name}, while it was closed)")
+            name, told = self.household.env_name, self.household.told
+            if name not in told:
+                warn(failed(described(error), name, ", while it was closed"))
+            told.add(name)
 
 
 class Repeating(gym.Wrapper):

@@ -14,7 +14,7 @@ from trpo_tf.rollout.backends.guard import Guard, Watchdog
 from trpo_tf.rollout.backends.local import LocalVectorEnv
 from trpo_tf.rollout.backends.processes import ProcessVectorEnv
 from trpo_tf.rollout.backends.restarts import Failure, Household
-from trpo_tf.rollout.backends.single_env import OLD_STEP, Prepared, time_limit
+from trpo_tf.rollout.backends.single_env import OLD_STEP, Prepared, time_limit, whole, wrapper_unpacks
 
 _NEXT_STEP = gym.vector.AutoresetMode.NEXT_STEP
 
@@ -141,17 +141,23 @@ class GymnasiumBackend:
         """See Backend.
 
         Raises:
-          UsageError: the environment's step returns four values, as before gymnasium.
+          UsageError: the first step of a user's vector environment does not answer what it declares.
         """
+        obs, reward, terminated, truncated, _ = self._first_step(action) if self._unchecked else self._envs.step(action)
+        return leaves(obs), reward, terminated, truncated
+
+    def _first_step(self, action: Any) -> Any:
         try:
-            obs, reward, terminated, truncated, info = self._envs.step(action)
-            if self._unchecked:
-                self._check("step", obs, info, reward, terminated, truncated)
-            return leaves(obs), reward, terminated, truncated
-        except ValueError as error:
-            if "values to unpack" not in str(error):
-                raise
-            raise UsageError(f"--env={self.env_name}: {OLD_STEP}") from error
+            answer = self._envs.step(action)
+        except (TypeError, ValueError) as error:
+            if wrapper_unpacks(error):
+                raise UsageError(f"--env={self.env_name}: {OLD_STEP}") from error
+            raise
+        if not whole(answer):
+            raise UsageError(f"--env={self.env_name}: {OLD_STEP}")
+        obs, *numbers, info = answer
+        self._check("step", obs, info, *numbers)
+        return answer
 
     def _check(self, call: str, obs: Any, info: Any, *numbers: Any) -> None:
         """Looks at what the first reset and the first step of a user's vector environment return.

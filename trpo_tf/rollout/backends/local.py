@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
+from trpo_tf.rollout.backends import checks
 from trpo_tf.rollout.backends.guard import Guard, quiet
 
 
@@ -24,12 +25,7 @@ class LocalVectorEnv:
         self.envs, self.num_envs = envs, len(envs)
         self.single_observation_space, self.single_action_space = envs[0].observation_space, envs[0].action_space
         for env in envs:
-            for space, first in (
-                (env.observation_space, self.single_observation_space),
-                (env.action_space, self.single_action_space),
-            ):
-                if space != first:
-                    raise ValueError(f"environment {env.index} has another space than the first: {space}, not {first}")
+            checks.same_spaces(env, (self.single_observation_space, self.single_action_space))
         self._actions = batch_space(self.single_action_space, self.num_envs)
         self._obs: list[Any] = [None] * self.num_envs
         self._ended = [False] * self.num_envs
@@ -58,7 +54,8 @@ class LocalVectorEnv:
 
     def _joined(self) -> Any:
         space = self.single_observation_space
-        return concatenate(space, self._obs, create_empty_array(space, self.num_envs))
+        with np.errstate(over="ignore"):  # what is beyond the space's dtype is infinite
+            return concatenate(space, self._obs, create_empty_array(space, self.num_envs))
 
     def close(self) -> None:
         """Closes the environments."""
@@ -66,5 +63,5 @@ class LocalVectorEnv:
             env.close()
 
     def __del__(self) -> None:
-        with quiet():
+        with quiet():  # nothing can be raised here, and Python would print it
             self.close()

@@ -110,7 +110,7 @@ class EnvProcess:
 def end(processes: list[EnvProcess], seconds: float) -> None:
     """Ends processes: they may close their environments in so many seconds, and are killed then."""
     for one in processes:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it has ended already
             one._pipe.send(("close", None))
     _join(processes, seconds)
     for how in ("terminate", "kill"):
@@ -155,9 +155,8 @@ def run(
     env = None
     try:
         env = make()
-        theirs = env.observation_space, env.action_space
-        if theirs != spaces():
-            raise ValueError(f"made with other spaces: {theirs}, before {spaces()}")
+        checks.same_spaces(env, spaces())
+        space = env.observation_space
         pipe.send((True, ()))
         while (call := pipe.recv())[0] != "close":
             name, data = call
@@ -165,19 +164,20 @@ def run(
                 env, answer = repeating(env, make, data), ()
             else:
                 obs, *answer = env.reset(seed=data)[:1] if name == "reset" else env.step(data)[:4]
-                write_to_shared_memory(theirs[0], index, obs, memory)
+                with np.errstate(over="ignore"):  # what is beyond the space's dtype is infinite
+                    write_to_shared_memory(space, index, obs, memory)
             pipe.send((True, answer))
     except BaseException as error:
         with contextlib.suppress(BaseException):  # EOFError, BrokenPipeError: the parent is no more
             misfit = checks.Misfit(str(error), error.first) if isinstance(error, checks.Misfit) else None
-            pipe.send((False, (checks.said(error), traceback.format_exc()[-_LONGEST_TRACE:], misfit)))
+            pipe.send((False, (checks.what_happened(error), traceback.format_exc()[-_LONGEST_TRACE:], misfit)))
         _close(env)
         os._exit(1)
     _close(env)
 
 
 def _close(env: gym.Env | None) -> None:
-    with quiet():
+    with quiet():  # the descriptor may be closed, or its disk full
         sys.stdout.flush()
     with quiet():  # its failure is of no consequence any more
         if env is not None:

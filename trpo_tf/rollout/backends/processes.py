@@ -2,9 +2,7 @@
 
 The processes are forked from a server (multiprocessing's forkserver) that has one thread and no TensorFlow. They cannot
 be forked from this process: before a fork OpenBLAS ends its threads, and it waits for ever for one that falls asleep
-just then; with two threads that multiply matrices, every hundredth start hung. Spawn imports gymnasium anew in each.
-Environments are made anew at every checkpoint; with TensorFlow loaded, 8 HalfCheetahs took 0.07 s by fork, 0.09 s by
-the server, which takes 0.3 s to start once, and 1.0 s by spawn.
+just then. Spawn imports gymnasium anew in each (docs/performance.md).
 
 Unlike a fork, such a process does not have what its parent has. An environment is therefore sent as its spec or its
 function, pickled by value where it stands in the user's script; so ids need not be registered there. The script itself
@@ -68,8 +66,7 @@ def _without_main() -> Iterator[None]:
 class ProcessVectorEnv:
     """Steps environments in a process each, at once; NEXT_STEP autoreset, as gymnasium's vector environments.
 
-    Observations and rewards are cast as SyncVectorEnv casts them, so that both return the same to the bit. `info` stays
-    in the process.
+    Each process writes its observations, cast to the space's dtype, to memory that all share. `info` stays there.
 
     Args:
       prepared: makes one environment; called in this process, too, for its spaces.

@@ -3,11 +3,40 @@
 from typing import NamedTuple
 
 from trpo_tf import seeds
-from trpo_tf.errors import EnvironmentFailure, UsageError
+from trpo_tf.errors import EnvironmentFailure, Error, UsageError, described, first_line
 from trpo_tf.messages import warn
-from trpo_tf.rollout.backends.checks import Misfit, said
+from trpo_tf.rollout.backends.checks import Misfit, what_happened
 
 TRIES = 3  # to make or reset an environment, without a step between
+
+
+def failed(what: str, env_name: str, more: str = "") -> str:
+    """The line about an environment that failed. more: goes on with what is said of it."""
+    return f"environment failed: {what} (--env={env_name}{more})"
+
+
+class Named:
+    """Names the environment in whatever is raised, of any class; an interrupt is the user's.
+
+    A generator of contextlib would not do: with a RuntimeError from a StopIteration it raises the latter.
+
+    Args:
+      env_name, more: see `failed`.
+      mistakes: kinds that are mistakes of the user's.
+    """
+
+    def __init__(self, env_name: str, more: str = "", mistakes: tuple[type[Exception], ...] = ()):
+        self._name, self._more, self._mistakes = env_name, more, mistakes
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, trace) -> None:
+        if error is None or isinstance(error, Error | KeyboardInterrupt):
+            return
+        if isinstance(error, self._mistakes):
+            raise UsageError(f"--env={self._name}: {first_line(error)}") from error
+        raise EnvironmentFailure(failed(described(error), self._name, self._more)) from error
 
 
 class Failure(NamedTuple):
@@ -36,14 +65,23 @@ class Household:
       timeout: seconds for one call of an environment; 0: any time.
       strict: nothing is made anew; what is raised is passed on.
       first: none were made before: what does not fit before a step worked is a mistake of the user's.
+      told: names of environments that failed while they were closed, which is not told again; None: none yet.
 
     Attributes:
       failures: of its environments, until somebody clears them.
     """
 
-    def __init__(self, env_name: str, num_envs: int, timeout: float = 0.0, strict: bool = False, first: bool = False):
+    def __init__(
+        self,
+        env_name: str,
+        num_envs: int,
+        timeout: float = 0.0,
+        strict: bool = False,
+        first: bool = False,
+        told: set[str] | None = None,
+    ):
         self.env_name, self.num_envs, self.timeout = env_name, num_envs, timeout
-        self.strict, self.first = strict, first
+        self.strict, self.first, self.told = strict, first, set() if told is None else told
         self.failures: list[Failure] = []
 
 
@@ -72,14 +110,15 @@ class Lives:
         Raises:
           UsageError: something did not fit at the very first.
         """
-        house, text = self._household, text or (said(error) if isinstance(error, Misfit) else "")
+        house = self._household
+        if isinstance(error, KeyboardInterrupt) or (house.strict and not text and not isinstance(error, Misfit)):
+            raise error
+        text = text or what_happened(error)
         if isinstance(error, Misfit) and error.first and house.first and not self.count:
             raise UsageError(f"--env={house.env_name}: {text}") from error
-        if isinstance(error, KeyboardInterrupt) or (house.strict and not text):
-            raise error
-        where = f"(--env={house.env_name}, environment {self.index} of {house.num_envs})"
         lived = self._seed is not None
-        failure = Failure(self.index, f"environment failed: {text or said(error)} {where}", error, trace, lived)
+        line = failed(text, house.env_name, f", environment {self.index} of {house.num_envs}")
+        failure = Failure(self.index, line, error, trace, lived)
         if house.strict:
             raise failure.error()
         house.failures.append(failure)

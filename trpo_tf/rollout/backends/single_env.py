@@ -7,6 +7,7 @@ import contextlib
 import copy
 import importlib
 import reprlib
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -101,7 +102,7 @@ class Prepared:
                 raise Misfit(said, first=True)
             env = Checked(env, self._seed)
         except BaseException:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # the first error is the one to tell
                 env.close()
             raise
         if self._video_dir:
@@ -116,6 +117,23 @@ def time_limit(env: gym.Env) -> int | None:
             return env._max_episode_steps
         env = env.env
     return env.spec.max_episode_steps if env.spec else None
+
+
+def whole(answer: Any) -> bool:
+    """Whether a step answered five values."""
+    return isinstance(answer, tuple | list) and len(answer) == 5
+
+
+def wrapper_unpacks(error: BaseException) -> bool:
+    """Whether a wrapper or a vector environment of gymnasium's could not take what a step answered."""
+    return "unpack" in first_line(error) and _raised_in(error, "step")
+
+
+def _raised_in(error: BaseException, *functions: str) -> bool:
+    """Whether one of these functions raised an error itself, gymnasium's or one of this file."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    module = frame.f_globals.get("__name__", "")
+    return frame.f_code.co_name in functions and (module == __name__ or module.startswith("gymnasium."))
 
 
 class Checked(gym.Wrapper):
@@ -155,11 +173,14 @@ class Checked(gym.Wrapper):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         """As the environment's, without `info`."""
         try:
-            obs, reward, terminated, truncated, info = self.env.step(action)
+            answer = self.env.step(action)
         except (TypeError, ValueError) as error:
-            if "values to unpack" in str(error) or "cannot unpack" in str(error):  # here, or in a wrapper
+            if wrapper_unpacks(error):
                 raise self._error(OLD_STEP) from error
             raise
+        if not whole(answer):
+            raise self._error(OLD_STEP)
+        obs, reward, terminated, truncated, info = answer
         if not isinstance(reward, float):
             reward = self._only(checks.number(reward), reward, "reward", "a number")
         if not -_LARGEST <= reward <= _LARGEST:
@@ -181,7 +202,7 @@ class Checked(gym.Wrapper):
         try:
             answer = self.env.reset(**settings)
         except TypeError as error:
-            if "unexpected keyword argument" in str(error):
+            if "unexpected keyword argument" in str(error) and _raised_in(error, "reset", "_reset"):
                 raise self._error(f"its reset has to take seed and options ({first_line(error)})") from error
             raise
         if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict | None):

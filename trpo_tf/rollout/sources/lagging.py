@@ -5,6 +5,7 @@ import collections
 import numpy as np
 
 from trpo_tf.rollout.sources import RolloutSource, Weights
+from trpo_tf.state import part, prefixed
 from trpo_tf.types import Rollout
 
 
@@ -40,21 +41,17 @@ class LaggingSource:
 
     def state(self) -> dict[str, np.ndarray]:
         """As RolloutSource says."""
-        arrays = {f"source/{name}": x for name, x in self._source.state().items()}
+        arrays = prefixed("source", self._source.state())
         for k, (version, weights) in enumerate(self._past):
-            arrays[f"past/{k}/version"] = np.array(version)
-            arrays |= {f"past/{k}/weights/{name}": x for name, x in weights.items()}
+            arrays |= {f"past/{k}/version": np.array(version)} | prefixed(f"past/{k}/weights", weights)
         return arrays
 
     def restore(self, state: dict[str, np.ndarray]) -> bool:
         """As RolloutSource says."""
         self._past.clear()
-        while (prefix := f"past/{len(self._past)}/") + "version" in state:
-            theirs = f"{prefix}weights/"
-            weights = {name.removeprefix(theirs): x for name, x in state.items() if name.startswith(theirs)}
-            self._past.append((int(state[f"{prefix}version"]), weights))
-        inner = {name.removeprefix("source/"): x for name, x in state.items() if name.startswith("source/")}
-        return self._source.restore(inner)
+        while past := part(f"past/{len(self._past)}", state):
+            self._past.append((int(past["version"]), part("weights", past)))
+        return self._source.restore(part("source", state))
 
     def close(self) -> None:
         """As RolloutSource says."""

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from trpo_tf.rollout.sources import RolloutSource, Weights
+from trpo_tf.state import part, prefixed
 from trpo_tf.types import Rollout, pack, unpack
 
 
@@ -53,7 +54,7 @@ class PrefetchingSource:
         arrays = {}
         if self._ahead and not self._ahead.exception():
             arrays = pack(self._ahead.result(), "ahead")
-        return arrays | {f"source/{name}": x for name, x in self._source.state().items()}
+        return arrays | prefixed("source", self._source.state())
 
     def restore(self, state: dict[str, np.ndarray]) -> bool:
         """As RolloutSource says."""
@@ -61,9 +62,7 @@ class PrefetchingSource:
         if rollout is not None:
             self._ahead = Future()
             self._ahead.set_result(rollout)
-        return self._source.restore(
-            {name.removeprefix("source/"): x for name, x in state.items() if name.startswith("source/")}
-        )
+        return self._source.restore(part("source", state))
 
     def close(self) -> None:
         """As RolloutSource says."""
