@@ -48,7 +48,7 @@ def test_what_prints_does_not_fail_by_its_stream(monkeypatch, capsys):
     """An environment that prints is not to fail by it."""
     for stream in (Full(), Gone(), ascii_stream(), None):
         monkeypatch.setattr(sys, "stdout", stream)
-        with messages.forgiving_streams():
+        with messages.outlets():
             for _ in range(2):
                 print("é", flush=True)
         assert sys.stdout is stream
@@ -58,7 +58,7 @@ def test_what_prints_does_not_fail_by_its_stream(monkeypatch, capsys):
 
 def test_a_result_that_cannot_be_written_is_a_failure_but_for_a_reader_that_went(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Full())
-    with messages.forgiving_streams(), pytest.raises(Error, match="stdout cannot be written: No space left"):
+    with messages.outlets(), pytest.raises(Error, match="stdout cannot be written: No space left"):
         messages.tell("result")
     for stream in (Gone(), None):
         monkeypatch.setattr(sys, "stdout", stream)
