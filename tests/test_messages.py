@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trpo_tf import messages
-from trpo_tf.errors import Error, one_line
+from trpo_tf.errors import Error, one_line, reason
 from trpo_tf.run.metrics.screen import Screen
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +70,18 @@ def test_a_warning_goes_to_stderr_or_nowhere(monkeypatch, capsys):
         monkeypatch.setattr(sys, "stderr", stream)
         messages.warn("a warning")
     assert capsys.readouterr().out == "", "print(file=None) would print it here, among results"
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (OSError(28, "No space left on device", "/a"), "No space left on device"),
+        (OSError("a\x1b\nb"), "a\\x1b"),
+        (ValueError("no"), "no"),
+    ],
+)
+def test_the_reason_of_a_failure_has_neither_number_nor_file(error, why):
+    assert reason(error) == why
 
 
 def test_a_line_is_one_line_of_bounded_length():

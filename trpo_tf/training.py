@@ -140,6 +140,7 @@ def run(make_agent: Callable[[], Any]) -> Result:
     with signals(leave_at_once=True) as stopping:
         agent = make_agent()
         config, rows = agent.config.run, agent.config.time_steps * agent.config.environment.num_envs
+        assert config.run_dir
         path = Path(config.run_dir)
         final = config.final_eval_episodes, path / "evaluation.json"
         evaluate = Evaluate(config.eval_every, config.eval_episodes, path / "best", *final)
