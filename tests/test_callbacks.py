@@ -115,6 +115,18 @@ def test_a_mean_that_is_not_finite_is_never_the_best_and_null_in_json(agent, tmp
     assert saved["return_mean"] is None
 
 
+def test_a_best_policy_that_is_damaged_is_named_and_replaced(agent, tmp_path, capsys):
+    path = checkpoint.save(tmp_path / "best", agent.checkpoint(), 1)
+    (path / "manifest.json").write_text("{}")
+    agent.resumed_from = tmp_path
+    callback = trpo_tf.Evaluate(1, 2, tmp_path / "best")
+    callback.start(agent)
+    assert callback.best_return == -np.inf
+    said = capsys.readouterr().err
+    assert "damaged checkpoint passed over" in said
+    assert str(path) in said
+
+
 def test_the_best_of_another_run_is_refused_and_stays(agent, tmp_path):
     checkpoint.save(tmp_path / "best", agent.checkpoint()._replace(path=None), 1)
     callback = trpo_tf.Evaluate(1, 2, tmp_path / "best")

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.faults import commands
 from trpo_tf import cli, config
+from trpo_tf.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -105,6 +106,29 @@ def test_the_last_of_repeated_flags_counts_and_flagfiles_stand_where_they_are_na
     (tmp_path / "file").write_text("--seed=2\n--gamma=0.5\n")
     given = cli.parse(config.Config, ["train", "--seed=1", "--flagfile=file", "--gamma=0.7"])
     assert (given["seed"], given["gamma"]) == (2, 0.7)
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+def test_an_exception_without_words_is_one_line(monkeypatch, capsys):
+    def main(given):
+        raise Unspeakable
+
+    monkeypatch.delenv("TRPO_TF_TRACEBACK", raising=False)
+    monkeypatch.setattr(sys, "argv", ["plot"])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, config.PlotConfig, "plot", "")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "trpo_tf: Unspeakable: Unspeakable (TRPO_TF_TRACEBACK=1 shows where)\n"
+
+
+def test_a_usage_error_of_a_flagfile_is_raised_as_it_is():
+    with pytest.raises(UsageError, match="the name of a file is needed") as raised:
+        cli.parse(config.Config, ["train", "--flagfile="])
+    assert raised.value.__cause__ is None
 
 
 def test_help_shows_flags_in_groups(tmp_path):

@@ -83,10 +83,27 @@ def test_whole_numbers_of_any_kind_are_integers_and_become_those_of_python():
 
 
 def test_settings_of_a_place_are_not_taken_elsewhere():
-    values = to_dict(make_config(env="x", run_dir="a", export_dir="b", seed=3))
+    values = to_dict(make_config(env="x", run_dir="a", export_dir="b", seed=3, resume=True))
     left = portable(values)
-    assert values.keys() - left.keys() == {"run_dir", "export_dir"}
+    assert values.keys() - left.keys() == {"run_dir", "resume", "export_dir"}
     assert left["seed"] == 3
+
+
+def test_a_checkpoints_settings_are_taken_up_but_for_what_its_user_decides():
+    values = to_dict(make_config(env="m:x", run_dir="a", allow_env_module=True, seed=3, gamma=0.5))
+    with pytest.raises(UsageError, match="imports a module"):
+        of_checkpoint(values, {})
+    made = of_checkpoint(values, {"env": "x", "gamma": 0.7})
+    assert (made.environment.env, made.environment.allow_env_module, made.run.run_dir) == ("x", False, "")
+    assert (made.run.seed, made.advantage.gamma) == (3, 0.7)
+    assert of_checkpoint(values, {"allow_env_module": True}).environment.env == "m:x"
+    with pytest.raises(UsageError, match="no such setting: gama; perhaps gamma"):
+        of_checkpoint(values, {"env": "x", "gama": 0.7})
+
+
+def test_a_run_that_goes_on_has_a_directory():
+    with pytest.raises(UsageError, match="resume needs run_dir"):
+        make_config(env="x", resume=True)
 
 
 def test_bounds_themselves_are_allowed():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trpo_tf import messages
-from trpo_tf.errors import Error, one_line
+from trpo_tf.errors import Error, one_line, reason
 from trpo_tf.run.metrics.screen import Screen
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ def test_what_prints_does_not_fail_by_its_stream(monkeypatch, capsys):
     """An environment that prints is not to fail by it."""
     for stream in (Full(), Gone(), ascii_stream(), None):
         monkeypatch.setattr(sys, "stdout", stream)
-        with messages.forgiving_streams():
+        with messages.outlets():
             for _ in range(2):
                 print("é", flush=True)
         assert sys.stdout is stream
@@ -58,7 +58,7 @@ def test_what_prints_does_not_fail_by_its_stream(monkeypatch, capsys):
 
 def test_a_result_that_cannot_be_written_is_a_failure_but_for_a_reader_that_went(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Full())
-    with messages.forgiving_streams(), pytest.raises(Error, match="stdout cannot be written: No space left"):
+    with messages.outlets(), pytest.raises(Error, match="stdout cannot be written: No space left"):
         messages.tell("result")
     for stream in (Gone(), None):
         monkeypatch.setattr(sys, "stdout", stream)
@@ -70,6 +70,18 @@ def test_a_warning_goes_to_stderr_or_nowhere(monkeypatch, capsys):
         monkeypatch.setattr(sys, "stderr", stream)
         messages.warn("a warning")
     assert capsys.readouterr().out == "", "print(file=None) would print it here, among results"
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (OSError(28, "No space left on device", "/a"), "No space left on device"),
+        (OSError("a\x1b\nb"), "a\\x1b"),
+        (ValueError("no"), "no"),
+    ],
+)
+def test_the_reason_of_a_failure_has_neither_number_nor_file(error, why):
+    assert reason(error) == why
 
 
 def test_a_line_is_one_line_of_bounded_length():

@@ -21,6 +21,13 @@ def test_a_path_is_absolute_and_knows_the_home_directory(monkeypatch, tmp_path):
         paths.absolute("x", "~no_such_user/a")
 
 
+@pytest.mark.parametrize("path", ["a\nb", "a\x1b[31m/b", "a\u2028b"])
+def test_a_path_with_control_characters_is_refused(path):
+    with pytest.raises(UsageError, match="x=.*: control characters are not allowed") as raised:
+        paths.absolute("x", path)
+    assert str(raised.value).isprintable()
+
+
 def test_every_path_of_a_record_is_absolute_but_for_stdout(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.chdir(tmp_path)

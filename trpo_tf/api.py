@@ -15,9 +15,8 @@ from trpo_tf.acting.observations import batched, recurrent
 from trpo_tf.acting.stateful import stateful_act
 from trpo_tf.config import (
     Config,
-    from_dict,
     make_config,
-    of_file,
+    of_checkpoint,
     portable,
     refuse_commands_own,
     show_settings,
@@ -252,7 +251,7 @@ class TRPO:
           UsageError: the spaces or networks differ; names what.
         """
         saved = checkpoint.load_saved(Path(absolute("path", path)))
-        agent = cls._of(saved, env, {"resume": False} | changes)
+        agent = cls._of(saved, env, changes)
         with checkpoint.taken_over(saved.path):
             agent.session.restore_policy(saved)
             agent.session.learner.restore(state.part("learner", saved.arrays), replay=False)
@@ -294,8 +293,7 @@ class TRPO:
         models = {name: changes.pop(name, None) for name in ("policy_network", "value_network", "eval_env")}
         changes |= {} if env is None else {"env": env_name(env)}
         with checkpoint.taken_over(saved.path):
-            config = from_dict(of_file(saved.meta["config"], changes))
-        config = config.replace(**{"allow_env_module": False} | changes)
+            config = of_checkpoint(saved.meta["config"], changes)
         return cls(config.environment.env if env is None else env, config=config, **models)
 
     def export(self, directory: str | os.PathLike) -> Path:
@@ -315,7 +313,7 @@ class TRPO:
             "observation_space": observation_space,
             "action_space": action_space,
             "algorithm": "TRPO",
-            "flags": portable(to_dict(self.config)) | {"resume": False},
+            "flags": portable(to_dict(self.config)),
             "seed": self.config.run.seed,
             "update": self.update,
             "env_steps": self.env_steps,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trpo_tf.errors import Error, UsageError
+from trpo_tf.errors import Error, UsageError, reason
 from trpo_tf.files import to_json, write_file
 from trpo_tf.messages import warn, warn_on_failure
 from trpo_tf.paths import absolute
@@ -80,8 +80,8 @@ class Evaluate(Callback):
             return
         if run_dir is None or run_dir.resolve() != best.parent.resolve():
             raise UsageError(f"keep_best={best}: has the best policy of another run; name another place")
-        with contextlib.suppress(Error):
-            evaluation = checkpoint.newest(best).meta["evaluation"] or {}
+        with contextlib.suppress(Error):  # damaged, which `warn` is told: the next evaluation is the best one then
+            evaluation = checkpoint.newest(best, warn).meta["evaluation"] or {}
             if isinstance(mean := evaluation.get("return_mean"), float):
                 self.best_return = mean
 
@@ -269,6 +269,6 @@ def _save(directory: Path, agent: Any, keep: int) -> bool:
     try:
         checkpoint.save(directory, agent.checkpoint(), keep)
     except OSError as error:
-        warn(f"checkpoint not saved, training goes on: {error}")
+        warn(f"{directory}: checkpoint not saved, training goes on: {reason(error)}")
         return False
     return True

@@ -15,7 +15,7 @@ from absl import flags
 
 from trpo_tf import messages, paths
 from trpo_tf.config import GROUPS, Config, flagfile, from_text, nearest, settings
-from trpo_tf.errors import Error, UsageError
+from trpo_tf.errors import Error, UsageError, described
 
 OK, FAILURE, USAGE, PREEMPTED, INTERRUPTED = 0, 1, 2, 42, 130
 
@@ -29,7 +29,7 @@ def run(main: Callable[[dict[str, Any]], int | None], config_class: type, comman
       command, text: name and one line for the help.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with messages.forgiving_streams():
+    with messages.outlets():
         code = _run(main, config_class, command, text)
     sys.exit(code)
 
@@ -51,7 +51,7 @@ def _run(main, config_class: type, command: str, text: str) -> int:
     except Exception as error:
         if "TRPO_TF_TRACEBACK" in os.environ:
             raise
-        messages.warn(f"{type(error).__name__}: {error} (TRPO_TF_TRACEBACK=1 shows where)")
+        messages.warn(f"{described(error)} (TRPO_TF_TRACEBACK=1 shows where)")
         return FAILURE
 
 
@@ -126,8 +126,10 @@ def parse(config_class: type, argv: list[str]) -> dict[str, Any]:
     flags.DEFINE_boolean("help", False, "show the flags", short_name="h", flag_values=values)
     try:
         rest = values([argv[0], *flagfile.expand(argv[1:])], known_only=True)[1:]
+    except UsageError:
+        raise
     except (flags.Error, ValueError) as error:
-        raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
+        raise UsageError(str(error)) from error
     for argument in rest:
         name = argument.lstrip("-").partition("=")[0]
         if argument.startswith("-") and name:

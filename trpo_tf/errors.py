@@ -50,21 +50,21 @@ def first_line(error: BaseException) -> str:
         raise
     except BaseException:  # somebody else's code, too
         text = ""
-    return _printable((text.splitlines() or [type(error).__name__])[0])
+    return one_line((text.splitlines() or [type(error).__name__])[0], _LONGEST)
+
+
+def reason(error: BaseException) -> str:
+    """As `first_line`; of an OSError without its number and its file, which the message around it names."""
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def described(error: BaseException) -> str:
     """The class of an exception, and what it says, in one printable line."""
-    return f"{_printable(type(error).__name__)}: {first_line(error)}"
+    return f"{one_line(type(error).__name__, _LONGEST)}: {first_line(error)}"
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, longest: int = _LONGEST_LINE) -> str:
     """A text as a line that a terminal can show: line ends are blanks, control characters escaped, the middle of a very
     long one left out."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
-    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 3 :]}"
-
-
-def _printable(text: str) -> str:
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:_LONGEST])
-    return shown + "..." * (len(text) > _LONGEST)
+    return line if len(line) <= longest else f"{line[: longest // 2]} ... {line[-longest // 3 :]}"

@@ -34,7 +34,7 @@ def write_file(path: Path, data: bytes, before_rename: Callable[[], None] = lamb
         before_rename()
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the failure that is raised is the first one
             temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)

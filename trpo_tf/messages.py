@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from trpo_tf.errors import Error, first_line, one_line
+from trpo_tf.errors import Error, first_line, one_line, reason
 
 
 def warn(message: str) -> None:
     """One line on stderr, control characters escaped; silent when stderr is gone."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # a full disk: there is nowhere else to say it
         _write(sys.stderr, f"trpo_tf: {one_line(message)}\n")
 
 
@@ -43,7 +43,7 @@ def tell(text: str) -> None:
     try:
         _write(stream.stream() if isinstance(stream, Outlet) else stream, f"{text}\n")
     except OSError as error:
-        raise Error(f"stdout cannot be written: {error.strerror}") from error
+        raise Error(f"stdout cannot be written: {reason(error)}") from error
 
 
 class Outlet:
@@ -78,7 +78,7 @@ class Outlet:
 
 
 @contextlib.contextmanager
-def forgiving_streams() -> Iterator[None]:
+def outlets() -> Iterator[None]:
     """Meanwhile stdout and stderr are outlets, for whatever prints: an environment that does is not to fail by it.
 
     Where the process was started without one of the three standard streams, its descriptor is /dev/null's: else the
@@ -88,7 +88,7 @@ def forgiving_streams() -> Iterator[None]:
         try:
             os.fstat(descriptor)
         except OSError:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # there is no /dev/null
                 os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_outlet, before)
@@ -127,7 +127,7 @@ def _write(stream: Any, text: str, flush: bool = True) -> None:
 
 def _silence(stream: Any) -> None:
     """Lets what the stream holds, and what it is given from now on, go nowhere."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # no /dev/null, or the stream has no descriptor
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)

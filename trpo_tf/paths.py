@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from trpo_tf.errors import UsageError
+from trpo_tf.errors import UsageError, reason
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def absolute(name: str, path: Any) -> str:
@@ -19,8 +22,9 @@ def absolute(name: str, path: Any) -> str:
       path: a text or os.PathLike.
 
     Raises:
-      UsageError: there is no such user, or no working directory.
+      UsageError: it has control characters, or there is no such user, or no working directory.
     """
+    check_characters(name, os.fspath(path))
     text = os.path.expanduser(os.fspath(path))
     if text.startswith("~"):
         raise UsageError(f"--{name}={path}: no home directory is known; ./{text} is the directory of that name")
@@ -28,6 +32,19 @@ def absolute(name: str, path: Any) -> str:
         return os.path.join(os.getcwd(), text) if text else ""
     except OSError as error:
         raise UsageError(f"--{name}={path}: the working directory is gone") from error
+
+
+def check_characters(name: str, text: str) -> None:
+    """Raises UsageError where a setting's text has control characters: flags.txt has a line for each flag."""
+    if _CONTROL.search(text):
+        raise UsageError(f"--{name}={text!r}: control characters are not allowed")
+
+
+def check_name(name: str, path: str | os.PathLike) -> None:
+    """Raises UsageError unless a path ends in a name that a directory can have, and messages can show."""
+    last = Path(path).name
+    if last in ("", "..") or not last.isprintable() or len(os.fsencode(last)) > 255:
+        raise UsageError(f"--{name}={str(path)!r}: its last part must be a printable name of at most 255 bytes")
 
 
 def check_readable(name: str, path: str) -> None:
@@ -53,7 +70,7 @@ def try_directory(name: str, path: str) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise UsageError(f"--{name}={path}: cannot be written: {_reason(error)}") from error
+        raise UsageError(f"--{name}={path}: cannot be written: {reason(error)}") from error
 
 
 def try_file(name: str, path: str) -> None:
@@ -71,7 +88,7 @@ def try_file(name: str, path: str) -> None:
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
             os.unlink(target)
     except OSError as error:
-        raise UsageError(f"--{name}={path}: cannot be written: {_reason(error)}") from error
+        raise UsageError(f"--{name}={path}: cannot be written: {reason(error)}") from error
 
 
 def _reason(error: OSError) -> str:

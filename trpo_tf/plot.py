@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trpo_tf import cli
 from trpo_tf.config import PlotConfig
-from trpo_tf.errors import UsageError
+from trpo_tf.errors import UsageError, reason
 from trpo_tf.messages import tell
 
 
@@ -42,7 +42,7 @@ def _rows(run_dir: str) -> list[dict[str, str]]:
     except FileNotFoundError:
         raise UsageError(f"--run_dirs={run_dir}: no progress.csv there") from None
     except (OSError, ValueError, csv.Error) as error:
-        raise UsageError(f"--run_dirs={run_dir}: progress.csv cannot be read: {error}") from error
+        raise UsageError(f"--run_dirs={run_dir}: progress.csv cannot be read: {reason(error)}") from error
     if not rows:
         raise UsageError(f"--run_dirs={run_dir}: its progress.csv has no whole row")
     if not all(isinstance(_number(row.get("env_steps", "")), float) for row in rows):

@@ -10,7 +10,7 @@ from trpo_tf import seeds, training
 from trpo_tf.acting.stateful import stateful_act
 from trpo_tf.api import TRPO
 from trpo_tf.config import Config, EnvironmentConfig, EvaluateConfig, ExportConfig, of_file, to_dict
-from trpo_tf.errors import UsageError
+from trpo_tf.errors import UsageError, reason
 from trpo_tf.messages import warn
 from trpo_tf.policy.tensor_actor import make_actor
 from trpo_tf.rollout.environments import Environments
@@ -22,7 +22,7 @@ _SEED_STEP = 1 << 16  # more than the environments of an evaluation
 
 
 def run_training(config: Config, **models: Any) -> training.Result:
-    """Trains, from the start or from the newest checkpoint of config.run.run_dir.
+    """Trains, from the start or from the newest checkpoint of config.run.run_dir, into that directory.
 
     models: policy_network and value_network, as TRPO takes them.
 
@@ -34,8 +34,6 @@ def run_training(config: Config, **models: Any) -> training.Result:
     run_dir = config.run.run_dir
     if not config.run.resume:
         return training.run(lambda: TRPO(config.environment.env, config=config, **models))
-    if not run_dir:
-        raise UsageError("--resume needs --run_dir, the run to go on with")
     changes = {name: value for name, value in to_dict(config).items() if name != "run_dir"}
     return training.run(lambda: TRPO.resume(run_dir, **changes, **models))
 
@@ -91,7 +89,7 @@ def _saved_model_act(config: EvaluateConfig):
     try:
         policy = LoadedPolicy(config.saved_model)
     except OSError as error:
-        raise UsageError(f"--saved_model={config.saved_model}: {error}") from error
+        raise UsageError(f"--saved_model={config.saved_model}: {reason(error)}") from error
     trained_on = policy.metadata.get("env")
     if not (config.env or trained_on):
         raise UsageError("--env is missing: the SavedModel does not name its environment")

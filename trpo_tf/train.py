@@ -3,20 +3,19 @@
 from pathlib import Path
 
 from trpo_tf import cli
-from trpo_tf.config import Config, from_dict, of_file
-from trpo_tf.errors import UsageError
+from trpo_tf.config import Config, from_dict, of_checkpoint
+
+TEXT = "Trains a policy by Trust Region Policy Optimization."
 
 
 def main(given):
     """Trains with the flags given; a resumed run takes the others from its checkpoint, but for places and imports."""
-    if given.get("resume"):
-        if not given.get("run_dir"):
-            raise UsageError("--resume needs --run_dir, the run to go on with")
+    if given.get("resume") and given.get("run_dir"):
         from trpo_tf.run import checkpoint
 
-        saved = checkpoint.newest(Path(given["run_dir"]) / "checkpoints").meta["config"]
-        given = of_file(saved, given) | {"allow_env_module": False} | given
-    config = from_dict(given)
+        config = of_checkpoint(checkpoint.newest(Path(given["run_dir"]) / "checkpoints").meta["config"], given)
+    else:
+        config = from_dict(given)
     if not config.run.run_dir:
         from trpo_tf.run.directory import default_name
 
@@ -26,4 +25,4 @@ def main(given):
 
 
 if __name__ == "__main__":
-    cli.run(main, Config, "train", "Trains a policy by Trust Region Policy Optimization.")
+    cli.run(main, Config, "train", TEXT)

@@ -18,7 +18,6 @@ from trpo_tf.messages import warn
 from trpo_tf.rollout.backends.base import usable_cores
 from trpo_tf.rollout.evaluation import Evaluation
 from trpo_tf.run.callback import Callback
-from trpo_tf.run.directory import default_name
 from trpo_tf.run.metrics.row import Row
 
 
@@ -132,7 +131,7 @@ def run(make_agent: Callable[[], Any]) -> Result:
     process.
 
     Args:
-      make_agent: makes a TRPO, or takes one up from a checkpoint.
+      make_agent: makes a TRPO, or takes one up from a checkpoint; its configuration has a run_dir.
 
     Raises:
       UsageError: nothing was written.
@@ -141,7 +140,8 @@ def run(make_agent: Callable[[], Any]) -> Result:
     with signals(leave_at_once=True) as stopping:
         agent = make_agent()
         config, rows = agent.config.run, agent.config.time_steps * agent.config.environment.num_envs
-        path = Path(config.run_dir or default_name(agent.config))
+        assert config.run_dir
+        path = Path(config.run_dir)
         final = config.final_eval_episodes, path / "evaluation.json"
         evaluate = Evaluate(config.eval_every, config.eval_episodes, path / "best", *final)
         name, backend = agent.config.environment.env, agent.session.environments.backend_reason

@@ -63,7 +63,9 @@ def test_a_directory_without_a_row_or_checkpoint_is_begun(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "progress.csv").write_text("update,env_steps\n")
     (tmp_path / "lock").write_text("")
-    RunDirectory(str(tmp_path), False).close()
+    directory = RunDirectory(str(tmp_path), False)
+    assert (tmp_path / "lock.pid").read_text() == f"{os.getpid()}\n"
+    directory.close()
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "best", "tensorboard", "saved_model", "lock"])
@@ -139,9 +141,17 @@ def test_flags_hold_no_place_of_this_run_and_one_line_each(tmp_path):
 def test_unfit_names_are_refused(tmp_path, name):
     with pytest.raises(UsageError, match="printable name"):
         RunDirectory(f"{tmp_path}/{name}", False)
-    with pytest.raises(UsageError, match="control characters"):
-        RunDirectory(f"{tmp_path}/a\nb/run", False)
+    with pytest.raises(UsageError, match="printable name|control characters"):
+        make_config(env="x", run_dir=f"{tmp_path}/{name}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [".", "a/.", "a/", "é"])
+def test_names_that_the_command_takes_are_those_that_a_directory_takes(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    config = make_config(env="x", run_dir=name)
+    RunDirectory(config.run.run_dir, False).close()
+    assert (tmp_path / name / "lock").is_file()
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):

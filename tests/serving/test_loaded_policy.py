@@ -1,5 +1,8 @@
 """LoadedPolicy: structures, shapes and states of answers; requests that it refuses."""
 
+import os
+import shutil
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -8,6 +11,10 @@ import tensorflow as tf
 from tests import exports
 from tests.served import assert_close, split
 from tests.spaces_table import ACTIONS
+from trpo_tf.config import EvaluateConfig
+from trpo_tf.errors import UsageError
+from trpo_tf.runs import run_evaluation
+from trpo_tf.serving import saved_model
 from trpo_tf.serving.loaded_policy import LoadedPolicy
 
 ROWS = 50
@@ -118,6 +125,21 @@ def test_arrays_of_another_shape_are_named(loaded):
         policy.predict(obs | {name: wrong}, **states)
     with pytest.raises(ValueError, match="seed has shape"):
         policy.sample(obs, np.zeros(2), **states)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000, b'{"flags": []}', b'{"env": 3}', None])
+def test_a_damaged_description_is_named(tmp_path, base, content):
+    version = shutil.copytree(base / "1", tmp_path / "1")
+    file = version / "assets.extra" / "policy.json"
+    if content is None:
+        os.truncate(file, 1 << 40)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(UsageError, match=f"^{file}: "):
+        LoadedPolicy(tmp_path)
+    with pytest.raises(UsageError, match=f"^{file}: "):
+        run_evaluation(EvaluateConfig(env="Pendulum-v1", saved_model=str(tmp_path)))
+    assert saved_model.find(tmp_path, {"update": 1}) is None
 
 
 def test_what_is_not_a_saved_model_is_named(tmp_path):

@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from aiohttp import web
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from export import client
@@ -148,6 +149,39 @@ def test_what_is_not_there_is_told(address, path, expected):
     assert answer["error"]
 
 
+@pytest.mark.parametrize("number", [0, 2**63 - 1])
+def test_the_least_and_the_greatest_version_are_served_by_their_numbers(base, tmp_path, number):
+    (tmp_path / str(number)).symlink_to(base / "1")
+    request = requests_over_grpc(observation(np.float32([OBS])))
+    with serving(tmp_path) as (model, rest_port, grpc_port):
+        assert model.number == number
+        status, answer = post(
+            rest_port, json.dumps({"instances": [OBS]}), f"/v1/models/policy/versions/{number}:predict"
+        )
+        assert (status, len(answer.get("predictions", []))) == (200, 1)
+        for other in (number - 1, number + 1, "008", "9" * 5000):
+            path = f"/v1/models/policy/versions/{other}:predict"
+            assert post(rest_port, json.dumps({"instances": [OBS]}), path)[0] in (400, 404)
+        with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+            ask = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict
+            for asked in (None, number):
+                if asked is not None:
+                    request.model_spec.version.value = asked
+                assert ask(request, timeout=30).model_spec.version.value == number
+            request.model_spec.version.value = 7
+            with pytest.raises(grpc.RpcError):
+                ask(request, timeout=30)
+
+
+def test_a_failure_of_the_server_is_not_laid_at_the_door_of_the_request(base, monkeypatch):
+    async def failing(*_):
+        raise ZeroDivisionError("odd")
+
+    monkeypatch.setattr(web.UrlDispatcher, "resolve", failing)
+    with serving(base) as (_, rest_port, _):
+        assert post(rest_port, json.dumps({"instances": [OBS]})) == (500, {"error": "The server failed: odd"})
+
+
 def test_rows_and_columns_have_the_same_answers(address):
     _, by_row = post(address.rest, json.dumps({"instances": [OBS, OBS[::-1]]}))
     _, by_column = post(address.rest, json.dumps({"inputs": [OBS, OBS[::-1]]}))
@@ -224,12 +258,13 @@ def test_a_port_that_is_taken_is_named(base, address):
         pass
 
 
-def test_the_command_says_what_it_is_and_ends_on_a_signal(base):
-    command = [sys.executable, "-m", "trpo_tf.serve", f"--model_dir={base}", "--rest_port=0", "--grpc_port=0"]
+def test_the_command_says_what_it_is_and_ends_on_a_signal(base, tmp_path):
+    (tmp_path / "0").symlink_to(base / "1")
+    command = [sys.executable, "-m", "trpo_tf.serve", f"--model_dir={tmp_path}", "--rest_port=0", "--grpc_port=0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     lines = [process.stdout.readline() for _ in range(4)]
     assert lines[0].startswith("For development:")
     assert lines[2].startswith("REST http://127.0.0.1:")
-    assert lines[3] == "version 1\n"
+    assert lines[3] == "version 0\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0

@@ -19,6 +19,7 @@ from trpo_tf.config.training import (
     from_dict,
     make_config,
     nearest,
+    of_checkpoint,
     of_file,
     portable,
     refuse_commands_own,
@@ -31,6 +32,6 @@ from trpo_tf.config.training import (
 __all__ = [
     "GROUPS", "AdvantageConfig", "ComputeConfig", "Config", "EnvironmentConfig", "EvaluateConfig", "ExportConfig",
     "OffPolicyConfig", "PlotConfig", "PolicyConfig", "RadiusConfig", "RunConfig", "ServeConfig", "TrustRegionConfig",
-    "ValueConfig", "from_dict", "from_text", "make_config", "nearest", "of_file", "portable", "refuse_commands_own",
-    "settings", "show_settings", "structural", "to_dict",
+    "ValueConfig", "from_dict", "from_text", "make_config", "nearest", "of_checkpoint", "of_file", "portable",
+    "refuse_commands_own", "settings", "show_settings", "structural", "to_dict",
 ]  # fmt: skip

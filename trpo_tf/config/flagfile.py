@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from trpo_tf import paths
-from trpo_tf.errors import UsageError
+from trpo_tf.errors import UsageError, reason
 
 _LARGEST = 1 << 20  # bytes
 
@@ -42,7 +42,7 @@ def _lines(name: str, inside: tuple[str, ...]) -> list[str]:
             data = file.read(_LARGEST + 1)
         text = data.decode("utf-8-sig")
     except OSError as error:
-        raise UsageError(f"--flagfile={name}: {error.strerror}") from error
+        raise UsageError(f"--flagfile={name}: {reason(error)}") from error
     except ValueError:
         raise UsageError(f"--flagfile={name}: not a text in UTF-8") from None
     if len(data) > _LARGEST:

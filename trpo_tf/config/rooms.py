@@ -6,8 +6,8 @@ recipes of RL Baselines3 Zoo for TRPO; "measured" is benchmarks/returns.py.
 """
 
 import dataclasses
-import os
 
+from trpo_tf import paths
 from trpo_tf.config.setting import Record, setting
 from trpo_tf.errors import UsageError
 
@@ -63,8 +63,10 @@ class RunConfig(Record):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if os.path.basename(self.run_dir) in (".", ".."):
-            raise UsageError(f"--run_dir={self.run_dir}: its last part must be a name")
+        if self.run_dir:
+            paths.check_name("run_dir", self.run_dir)
+        elif self.resume:
+            raise UsageError("--resume needs --run_dir, the run to go on with")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,6 @@ import dataclasses
 import math
 import numbers
 import os
-import re
 import typing
 from typing import Any
 
@@ -16,7 +15,6 @@ _LARGEST = 2**63 - 1  # integers that files and arrays can hold
 _WORDS = {"true": True, "t": True, "yes": True, "y": True, "on": True, "1": True,
           "false": False, "f": False, "no": False, "n": False, "off": False, "0": False}  # fmt: skip
 _NEEDED = {str: "a text", bool: "True or False", int: "an integer", float: "a number"}
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # flags.txt has a line for each flag
 
 
 def setting(
@@ -118,8 +116,8 @@ def _checked(field: dataclasses.Field, kind: Any, value: Any) -> Any:
         raise UsageError(f"--{field.name}={value!r}: {_NEEDED[kind]} is needed")
     if meta["choices"] and value not in meta["choices"]:
         raise UsageError(f"--{field.name}={value}: not one of {', '.join(meta['choices'])}")
-    if kind is str and CONTROL.search(value):
-        raise UsageError(f"--{field.name}={value!r}: control characters are not allowed")
+    if kind is str:
+        paths.check_characters(field.name, value)
     if meta["path"] and not (value == "-" and meta["path"] == "file"):  # -: stdout
         return paths.absolute(field.name, value)
     return value

@@ -132,9 +132,9 @@ def refuse_commands_own(given: dict[str, Any]) -> None:
 
 
 def portable(values: dict[str, Any]) -> dict[str, Any]:
-    """Flat settings without those that name a place on one machine."""
-    places = {field.name for _, field in settings() if field.metadata["path"]}
-    return {name: value for name, value in values.items() if name not in places}
+    """Flat settings without those of one run: that it goes on, and the places on its machine."""
+    own = {field.name for _, field in settings() if field.metadata["path"]} | {"resume"}
+    return {name: value for name, value in values.items() if name not in own}
 
 
 def of_file(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -155,6 +155,19 @@ def of_file(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         if named and name not in given and not given.get("allow_env_module"):
             raise UsageError(f"--{name}={values[name]}: a file names a path; pass --allow_env_module if you trust it")
     return portable(values)
+
+
+def of_checkpoint(values: dict[str, Any], given: dict[str, Any]) -> Config:
+    """The configuration of a run that takes up a checkpoint's; which modules it imports, its user decides anew.
+
+    Args:
+      values: the checkpoint's flat settings.
+      given: settings that take their place.
+
+    Raises:
+      UsageError: as `of_file`, `from_dict` and `make_config`.
+    """
+    return from_dict(of_file(values, given)).replace(**{"allow_env_module": False} | given)
 
 
 def structural() -> list[str]:

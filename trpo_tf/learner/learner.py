@@ -38,7 +38,7 @@ _REASONS = {"policy/reason": line_search.REASONS, "cg/reason": conjugate_gradien
 
 
 class Learner(tf.Module):
-    """Learns from rollouts: estimates, then policy step and value fit side by side, then the normaliser.
+    """What learns from rollouts, an update at a time, and the state that it keeps between updates.
 
     The policy step and the value fit do not need each other, and acting needs the policy only. So the value fit runs in
     a thread of its own, beside the policy step and the rollout that follows, until the next update or `wait`.
@@ -128,7 +128,7 @@ class Learner(tf.Module):
             with self._all.on_failure(first=self.wait):
                 yield
         except BaseException:
-            self._fitting = None
+            self._fitting = None  # what it raised, if it did, is not told: this is
             if self.replay:
                 self.replay.keep(kept)
             raise

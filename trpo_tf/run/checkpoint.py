@@ -20,7 +20,7 @@ import numpy as np
 import safetensors.numpy
 
 from trpo_tf import faults
-from trpo_tf.errors import Error, NoCheckpointError, UsageError, first_line
+from trpo_tf.errors import Error, NoCheckpointError, UsageError, described, first_line, reason
 from trpo_tf.files import finite, read_file, sync_directory, to_json, write_file
 from trpo_tf.state import StateError
 
@@ -108,7 +108,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     except BaseException:
         _clear(path, kept)
         if not kept:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # somebody else's files are in it; what stopped the save is raised
                 path.rmdir()
         raise
     _clear(path, {arrays, _MANIFEST})
@@ -126,14 +126,14 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # what cannot be removed is passed over, as rmtree does
             path.unlink()
 
 
 def found(directory: Path) -> list[Path]:
     """Checkpoints in a directory by name, newest first; none of them opened."""
     known = {}
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # no run has been there
         for name in os.listdir(directory):
             if match := _VISIBLE.fullmatch(name) or _HIDDEN.fullmatch(name):
                 known[int(match[1]), name[0] != ".", name] = directory / name
@@ -220,7 +220,7 @@ def load_saved(path: Path) -> Checkpoint:
     if not there:
         raise UsageError(f"{path}: no agent that `save` wrote; TRPO.resume takes the directory of a run")
     for other in there[:-1]:
-        with contextlib.suppress(DamagedError):
+        with contextlib.suppress(DamagedError):  # the next one is older, or the last, of which the damage is told
             return load(other)
     return load(there[-1])
 
@@ -305,11 +305,11 @@ def _damage_of(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in _PASSING:
-            raise Error(f"{path}: cannot be read now: {error.strerror}") from error
-        raise DamagedError(f"{path}: {error.strerror or first_line(error)}") from error
+            raise Error(f"{path}: cannot be read now: {reason(error)}") from error
+        raise DamagedError(f"{path}: {reason(error)}") from error
     except Exception as error:  # RecursionError and MemoryError among them
-        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        raise DamagedError(f"{path}: {kind}{first_line(error)}") from error
+        what = first_line(error) if type(error) is ValueError else described(error)
+        raise DamagedError(f"{path}: {what}") from error
 
 
 @contextlib.contextmanager
@@ -322,4 +322,4 @@ def taken_over(path: Path | None) -> Iterator[None]:
     except Error:
         raise
     except Exception as error:
-        raise DamagedError(f"{path}: does not fit: {type(error).__name__}: {first_line(error)}") from error
+        raise DamagedError(f"{path}: does not fit: {described(error)}") from error

@@ -10,17 +10,16 @@ from pathlib import Path
 
 import filelock
 
-from trpo_tf.config import Config, to_dict
-from trpo_tf.config.setting import CONTROL
-from trpo_tf.errors import UsageError
+from trpo_tf.config import Config, portable, to_dict
+from trpo_tf.errors import UsageError, reason
 from trpo_tf.files import read_file, to_json, write_file
 from trpo_tf.messages import warn
+from trpo_tf.paths import check_name
 from trpo_tf.run import checkpoint
 
 _PACKAGES = (
     "trpo_tf", "tensorflow", "keras", "tensorflow-probability", "gymnasium", "envpool", "mujoco", "numpy", "safetensors"
 )  # fmt: skip
-_NOT_A_RECIPE = ("run_dir", "resume", "export_dir")  # places of one run, not of another with its flags
 _DIRECTORIES = ("checkpoints", "best", "tensorboard", "saved_model")
 _MOST_PID = 100  # bytes
 
@@ -41,7 +40,7 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike, resumed: bool):
         self.path = Path(path)
-        _check_name(self.path)
+        check_name("run_dir", self.path)
         self.checkpoints = self.path / "checkpoints"
         try:
             self._check_content(resumed)
@@ -54,7 +53,7 @@ class RunDirectory:
         except NotImplementedError:
             warn(f"--run_dir={self.path}: its file system has no locks; let no other process use it")
         except OSError as error:
-            raise UsageError(f"--run_dir={self.path}: cannot be written: {error.strerror}") from error
+            raise UsageError(f"--run_dir={self.path}: cannot be written: {reason(error)}") from error
         with contextlib.suppress(OSError):  # a full disk; the lock holds without it
             write_file(self.path / "lock.pid", f"{os.getpid()}\n".encode())
 
@@ -80,7 +79,7 @@ class RunDirectory:
             return bool(file.readline(1 << 20) and file.readline(1))
 
     def _owner(self) -> str:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # it is being written, or is somebody else's
             return f"process {int(read_file(self.path / 'lock.pid', _MOST_PID))}"
         return "another process"
 
@@ -90,7 +89,7 @@ class RunDirectory:
         Raises:
           OSError: the disk is full.
         """
-        lines = [_flag(name, value) for name, value in to_dict(config).items() if name not in _NOT_A_RECIPE]
+        lines = [_flag(name, value) for name, value in portable(to_dict(config)).items()]
         write_file(self.path / "flags.txt", ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
         write_file(self.path / "versions.json", f"{to_json(versions(), indent=1)}\n".encode())
 
@@ -120,11 +119,3 @@ def _flag(name: str, value) -> str:
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no{name}"
     return f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
-
-
-def _check_name(path: Path) -> None:
-    name = path.name
-    if name in ("", ".", "..") or not name.isprintable() or len(os.fsencode(name)) > 255:
-        raise UsageError(f"--run_dir={str(path)[:80]!r}: its last part must be a printable name of at most 255 bytes")
-    if CONTROL.search(str(path)):
-        raise UsageError(f"--run_dir={str(path)[:80]!r}: has control characters")

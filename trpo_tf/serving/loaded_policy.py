@@ -1,6 +1,5 @@
 """A SavedModel of a policy as a Python object."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import tensorflow as tf
 
 from trpo_tf.acting import encoders, spaces
 from trpo_tf.policy.tensor_actor import direct
-from trpo_tf.serving.saved_model import METADATA, newest
+from trpo_tf.serving.saved_model import newest, read_metadata
 
 
 class LoadedPolicy:
@@ -25,13 +24,13 @@ class LoadedPolicy:
 
     Raises:
       FileNotFoundError: there is no SavedModel.
+      UsageError: its policy.json is damaged.
     """
 
     def __init__(self, directory: str | os.PathLike):
         self.path = newest(Path(directory))
         self._model = tf.saved_model.load(str(self.path))
-        metadata = self.path / METADATA
-        self.metadata = json.loads(metadata.read_text(encoding="utf-8")) if metadata.exists() else {}
+        self.metadata = read_metadata(self.path)
         self._functions = {name: direct(function) for name, function in self._model.signatures.items()}
         self._states = [name for name in self._inputs("serving_default") if name in ("policy_state", "value_state")]
 

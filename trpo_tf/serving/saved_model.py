@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trpo_tf.errors import UsageError
+from trpo_tf.errors import UsageError, reason
 from trpo_tf.files import read_file, sync_directory, sync_tree, to_json, write_file
 from trpo_tf.policy.policy import Policy
 from trpo_tf.serving import warm_up
@@ -26,6 +26,7 @@ METADATA = Path("assets.extra") / "policy.json"  # below a version
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")  # 008 is another name than 8
 _PATTERN = re.compile(r"\[[^/]*\]|\\")
 _MOST_METADATA = 1 << 24  # bytes of a policy.json
+_KINDS: dict[str, type] = {"env": str, "flags": dict}  # entries of it that are used
 _ABANDONED = 24 * 3600  # seconds after which an unfinished export is taken for that of a killed process
 
 
@@ -150,13 +151,18 @@ def _rename_to_next_version(temporary: Path, export_dir: Path) -> Path:
 
 
 def versions(export_dir: Path) -> list[int]:
-    """The numbers of the versions below a directory, in any order: its entries whose name is a number below 2^63.
+    """The numbers of the versions below a directory, in any order.
 
     Raises:
       OSError: there is no such directory.
     """
-    names = [path.name for path in export_dir.iterdir()]
-    return [int(name) for name in names if _NUMBER.fullmatch(name) and int(name) < 2**63]
+    numbers = [version_number(path.name) for path in export_dir.iterdir()]
+    return [number for number in numbers if number is not None]
+
+
+def version_number(name: str) -> int | None:
+    """The number of the version of this name; None where no version can have it: TF Serving has 64 bits for one."""
+    return int(name) if _NUMBER.fullmatch(name) and int(name) < 2**63 else None
 
 
 def newest(directory: Path) -> Path:
@@ -176,11 +182,29 @@ def newest(directory: Path) -> Path:
 def find(export_dir: Path, metadata: dict[str, Any]) -> Path | None:
     """The newest of the versions whose policy.json has these entries, None where there is none."""
     for number in sorted(versions(export_dir) if export_dir.is_dir() else [], reverse=True):
-        with contextlib.suppress(OSError, ValueError, RecursionError):  # somebody else's, or damaged
-            theirs = json.loads(read_file(export_dir / str(number) / METADATA, _MOST_METADATA))
-            if isinstance(theirs, dict) and all(theirs.get(name) == value for name, value in metadata.items()):
+        with contextlib.suppress(UsageError):  # somebody else's, or damaged
+            theirs = read_metadata(export_dir / str(number))
+            if all(theirs.get(name) == value for name, value in metadata.items()):
                 return export_dir / str(number)
     return None
+
+
+def read_metadata(version: Path) -> dict[str, Any]:
+    """What policy.json of a version holds; nothing where there is no such file.
+
+    Raises:
+      UsageError: it is damaged; names it.
+    """
+    path = version / METADATA
+    try:
+        found = json.loads(read_file(path, _MOST_METADATA))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read: {reason(error)}") from error
+    if not (isinstance(found, dict) and all(isinstance(found.get(k, kind()), kind) for k, kind in _KINDS.items())):
+        raise UsageError(f"{path}: is of another form")
+    return found
 
 
 def fingerprint(version: Path) -> str:

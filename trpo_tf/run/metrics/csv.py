@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trpo_tf import faults
+from trpo_tf.errors import reason
 from trpo_tf.files import append_file, read_file, write_file
 from trpo_tf.messages import warn, warn_on_failure
 from trpo_tf.paths import absolute
@@ -89,7 +90,7 @@ class CsvLogger(Logger):
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # no fault of the file
                 raise
-            return [], [], error.strerror or "cannot be read"
+            return [], [], reason(error)
         try:
             return _parse(data.decode())
         except (ValueError, csv.Error) as error:

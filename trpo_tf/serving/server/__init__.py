@@ -6,6 +6,7 @@ authentication and encryption. The model runs in TensorFlow's session loader, as
 
 LARGEST_REQUEST = 32 << 20  # bytes
 LARGEST_BATCH = 10_000  # rows of a request
+LONGEST_TEXT = 500  # characters of an answer that is an error
 CONNECTIONS = 256  # at the same time, of each interface
 HEADER_SECONDS = 10.0  # until a request's header has arrived
 BODY_SECONDS = 30.0  # until its body has

@@ -9,10 +9,10 @@ import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from trpo_tf.errors import first_line
+from trpo_tf.errors import described, first_line, one_line
 from trpo_tf.serving import warm_up
 from trpo_tf.serving.saved_model import versions
-from trpo_tf.serving.server import LARGEST_BATCH
+from trpo_tf.serving.server import LARGEST_BATCH, LONGEST_TEXT
 
 
 class Refusal(Exception):
@@ -20,11 +20,11 @@ class Refusal(Exception):
 
     Args:
       code: the name of gRPC's status.
-      text: the reason; becomes one line of at most 500 characters.
+      text: the reason; becomes one line of at most LONGEST_TEXT characters.
     """
 
     def __init__(self, code: str, text: str):
-        super().__init__(" ".join(text.split())[:500])
+        super().__init__(one_line(text, LONGEST_TEXT))
         self.code = code
 
 
@@ -170,7 +170,7 @@ class Model:
             self._version = Version(path)
         except Exception as error:
             self._tried = now
-            self._fail(newest, " ".join(str(error).split())[:300] or type(error).__name__)
+            self._fail(newest, first_line(error))
             return False
         self._failed.pop(newest, None)
         return True
@@ -191,7 +191,7 @@ class Model:
                 if self.refresh() and self.number is not None:
                     changed(self.number)
             except Exception as error:
-                text = f"{self._base}: looking for versions failed: {type(error).__name__}: {first_line(error)}"
+                text = f"{self._base}: looking for versions failed: {described(error)}"
                 if text != said:
                     self._warn(text)
                 said = text
@@ -200,20 +200,20 @@ class Model:
         """Ends watch."""
         self._closing.set()
 
-    def get(self, name: str, number: int = 0) -> Version:
-        """The version that answers a request; number 0 means the newest.
+    def get(self, name: str, number: int | None = None) -> Version:
+        """The version that answers a request; without a number, the newest.
 
         Raises:
           Refusal: another model or version is asked for, or no version is served yet.
         """
         version = self._version
-        if name != self.name or version is None or number not in (0, version.number):
-            asked = f"Specific({name}, {number})" if number else f"Latest({name})"
+        if name != self.name or version is None or number not in (None, version.number):
+            asked = f"Latest({name})" if number is None else f"Specific({name}, {number})"
             raise Refusal("NOT_FOUND", f"Servable not found for request: {asked}")
         return version
 
-    def status(self, name: str, number: int = 0) -> list[tuple[int, str, str]]:
-        """Number, state and error of the served version and of those that could not be loaded; number 0 means all.
+    def status(self, name: str, number: int | None = None) -> list[tuple[int, str, str]]:
+        """Number, state and error of the served version and of those that could not be loaded; of one, or of all.
 
         Raises:
           Refusal: another model or version is asked for.
@@ -221,7 +221,7 @@ class Model:
         known = [(failed, "END", text) for failed, text in self._failed.copy().items()]
         if self._version:
             known.append((self._version.number, "AVAILABLE", ""))
-        known = [entry for entry in sorted(known, reverse=True) if number in (0, entry[0])]
+        known = [entry for entry in sorted(known, reverse=True) if number in (None, entry[0])]
         if name != self.name or not known:
             raise Refusal("NOT_FOUND", f"Could not find any versions of model {name}")
         return known

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from aiohttp import web
 from google.protobuf import json_format
 
-from trpo_tf.errors import first_line
+from trpo_tf.errors import described, first_line, one_line
+from trpo_tf.serving.saved_model import version_number
 from trpo_tf.serving.server import (
     BODY_SECONDS,
     CONNECTIONS,
@@ -24,12 +25,12 @@ from trpo_tf.serving.server import (
     HEADER_SECONDS,
     IDLE_SECONDS,
     LARGEST_REQUEST,
+    LONGEST_TEXT,
     json_requests,
 )
 from trpo_tf.serving.server.model import Model, Refusal
 
 _STATUS = {"INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "NOT_FOUND": 404}
-_LONGEST_NUMBER = 18  # digits of a version that fits into 64 bits
 _THREADS = 4  # requests that are answered at the same time
 
 
@@ -94,12 +95,13 @@ async def _body(request: web.Request) -> bytes:
         raise Refusal("INVALID_ARGUMENT", f"the body cannot be read: {first_line(error)}") from None
 
 
-def _asked(request: web.Request) -> tuple[str, int]:
-    """Name and version in the path of a request; version 0 where the path has none."""
-    number = request.match_info.get("version", "0")
-    if len(number) > _LONGEST_NUMBER or ("version" in request.match_info and int(number) == 0):
-        raise Refusal("NOT_FOUND", f"there is no version {number}")
-    return request.match_info["name"], int(number)
+def _asked(request: web.Request) -> tuple[str, int | None]:
+    """Name and version in the path of a request; None where the path has no version."""
+    text = request.match_info.get("version")
+    number = None if text is None else version_number(text)
+    if text is not None and number is None:
+        raise Refusal("NOT_FOUND", f"there is no version {text}")
+    return request.match_info["name"], number
 
 
 _REASONS = {
@@ -166,7 +168,8 @@ class _Connection(web.RequestHandler):
     def handle_error(self, request, status=500, exc=None, message=None) -> web.StreamResponse:
         """The answer to what is no HTTP, and to a failure of aiohttp."""
         text = message or (first_line(exc) if exc else "")
-        return _refused(" ".join(f"Malformed request: {text}".split())[:500], status if status != 500 else 400)
+        what = "The server failed" if status == 500 else "Malformed request"
+        return _refused(one_line(f"{what}: {text}", LONGEST_TEXT), status)
 
 
 @web.middleware
@@ -182,9 +185,10 @@ async def _errors(request: web.Request, handler) -> web.StreamResponse:
     except (web.HTTPRequestEntityTooLarge, web.HTTPRequestTimeout, web.HTTPUnsupportedMediaType) as refused:
         return _refused(_REASONS[refused.status], refused.status)
     except web.HTTPException:
-        return web.json_response({"error": f"Malformed request: {request.method} {request.path}"[:500]}, status=400)
+        text = one_line(f"Malformed request: {request.method} {request.path}", LONGEST_TEXT)
+        return web.json_response({"error": text}, status=400)
     except Exception as error:
-        return web.json_response({"error": f"{type(error).__name__}: {first_line(error)}"}, status=500)
+        return web.json_response({"error": described(error)}, status=500)
     finally:
         connection.expect_within(IDLE_SECONDS)
 

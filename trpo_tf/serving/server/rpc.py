@@ -11,7 +11,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2, predict_pb2
 
-from trpo_tf.errors import first_line
+from trpo_tf.errors import described
 from trpo_tf.serving.server import CONNECTIONS, GRACE_SECONDS, HEADER_SECONDS, LARGEST_REQUEST
 from trpo_tf.serving.server.model import Model, Refusal, Version, check_inputs, check_names
 
@@ -61,7 +61,7 @@ class _Services:
         """States of the versions."""
         response = get_model_status_pb2.GetModelStatusResponse()
         state = get_model_status_pb2.ModelVersionStatus.State
-        for number, name, text in self._model.status(request.model_spec.name, request.model_spec.version.value):
+        for number, name, text in self._model.status(request.model_spec.name, _asked(request.model_spec)):
             entry = response.model_version_status.add(version=number, state=state.Value(name))
             entry.status.error_message = text
         return response
@@ -69,12 +69,17 @@ class _Services:
     def _find(self, spec: model_pb2.ModelSpec) -> Version:
         if spec.version_label:
             raise Refusal("INVALID_ARGUMENT", "labels are not supported here")
-        return self._model.get(spec.name, spec.version.value)
+        return self._model.get(spec.name, _asked(spec))
 
     def _name(self, spec: model_pb2.ModelSpec, version: Version) -> None:
         """Writes into a response which model and version it is from."""
         spec.name = self._model.name
         spec.version.value = version.number
+
+
+def _asked(spec: model_pb2.ModelSpec) -> int | None:
+    """The number of the version that is asked for; None: the newest, or all."""
+    return spec.version.value if spec.HasField("version") else None
 
 
 def _array(name: str, value) -> np.ndarray:
@@ -106,7 +111,7 @@ def _handler(kind: Any, method: Callable[[Any], Any]) -> grpc.RpcMethodHandler:
         except DecodeError:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no {kind.DESCRIPTOR.name}")
         except Exception as error:
-            context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {first_line(error)}")
+            context.abort(grpc.StatusCode.INTERNAL, described(error))
 
     return grpc.unary_unary_rpc_method_handler(answer, None, lambda response: response.SerializeToString())
 

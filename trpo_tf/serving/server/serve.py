@@ -54,7 +54,8 @@ def serve(config: ServeConfig) -> None:
     with running(config, lambda number: print(f"version {number}", flush=True)) as (model, rest_port, grpc_port):
         url = f"http://{config.host}:{rest_port}/v1/models/{model.name}"
         print(f"REST {url}  gRPC {config.host}:{grpc_port}", flush=True)
-        print(f"version {model.number}" if model.number else f"waiting for a version in {config.model_dir}", flush=True)
+        waiting = f"waiting for a version in {config.model_dir}"
+        print(waiting if model.number is None else f"version {model.number}", flush=True)
         # A large request makes many objects; a collection that walks TensorFlow's, too, takes a second each time.
         gc.collect()
         gc.freeze()
