@@ -13,6 +13,7 @@ from trpo_tf.config import (
     PlotConfig,
     from_dict,
     make_config,
+    of_checkpoint,
     portable,
     settings,
     structural,

@@ -23,7 +23,7 @@ def test_a_path_is_absolute_and_knows_the_home_directory(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("path", ["a\nb", "a\x1b[31m/b", "a\u2028b"])
 def test_a_path_with_control_characters_is_refused(path):
-    with pytest.raises(UsageError, match="x=.*: control characters are not allowed") as raised:
+    with pytest.raises(UsageError, match=r"x=.*: control characters are not allowed") as raised:
         paths.absolute("x", path)
     assert str(raised.value).isprintable()
 

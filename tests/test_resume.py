@@ -128,6 +128,24 @@ def test_signals_ask_a_run_to_end(number):
         signal.signal(number, before)
 
 
+def test_two_signals_that_are_handled_at_once_are_two(monkeypatch):
+    """As where both come while TensorFlow computes."""
+    both, ended = (signal.SIGINT, signal.SIGTERM), []
+    monkeypatch.setattr(training, "_end_by", lambda number, _: ended.append(number))
+    before = [signal.signal(number, signal.SIG_DFL) for number in both]
+    try:
+        with training.signals(leave_at_once=True) as stopping:
+            signal.pthread_sigmask(signal.SIG_BLOCK, both)
+            for number in both:
+                signal.raise_signal(number)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+            assert stopping.is_set()
+            assert ended == [signal.SIGTERM]
+    finally:
+        for number, handler in zip(both, before, strict=True):
+            signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_what_the_process_ignores_stays_ignored(number):
     before = signal.signal(number, signal.SIG_IGN)

@@ -184,10 +184,12 @@ def signals(leave_at_once: bool = False) -> Iterator[threading.Event]:
     handlers = {number: signal.getsignal(number) for number in numbers}
     previous = {number: handler for number, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
 
-    def handle(*_: Any) -> None:
+    def handle(received: int, _: Any) -> None:
         event.set()
         for number, handler in previous.items():
-            signal.signal(number, signal.SIG_DFL if leave_at_once else handler)
+            # Another one may have come, too, and wait to be handled after this. Python drops it for SIG_DFL.
+            second = signal.SIG_DFL if number == received else _end_by
+            signal.signal(number, second if leave_at_once else handler)
 
     for number in previous:
         signal.signal(number, handle)
@@ -196,3 +198,8 @@ def signals(leave_at_once: bool = False) -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _end_by(number: int, _: Any) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)

@@ -141,7 +141,7 @@ def test_flags_hold_no_place_of_this_run_and_one_line_each(tmp_path):
 def test_unfit_names_are_refused(tmp_path, name):
     with pytest.raises(UsageError, match="printable name"):
         RunDirectory(f"{tmp_path}/{name}", False)
-    with pytest.raises(UsageError, match="printable name|control characters"):
+    with pytest.raises(UsageError, match=r"printable name|control characters"):
         make_config(env="x", run_dir=f"{tmp_path}/{name}")
     assert not list(tmp_path.iterdir())
 

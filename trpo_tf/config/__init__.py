@@ -1,11 +1,11 @@
 """Every setting once: its meaning, default, range and source, in one frozen record per room. Flags are generated."""
 
 from trpo_tf.config.commands import EvaluateConfig, ExportConfig, PlotConfig, ServeConfig
+from trpo_tf.config.off_policy import OffPolicyConfig
 from trpo_tf.config.rooms import (
     AdvantageConfig,
     ComputeConfig,
     EnvironmentConfig,
-    OffPolicyConfig,
     PolicyConfig,
     RadiusConfig,
     RunConfig,

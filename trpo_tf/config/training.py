@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trpo_tf.config import rooms
+from trpo_tf.config.off_policy import OffPolicyConfig
 from trpo_tf.errors import UsageError
 
 
@@ -24,7 +25,7 @@ class Config:
     advantage: rooms.AdvantageConfig = dataclasses.field(default=rooms.AdvantageConfig())
     trust_region: rooms.TrustRegionConfig = dataclasses.field(default=rooms.TrustRegionConfig())
     radius: rooms.RadiusConfig = dataclasses.field(default=rooms.RadiusConfig())
-    off_policy: rooms.OffPolicyConfig = dataclasses.field(default=rooms.OffPolicyConfig())
+    off_policy: OffPolicyConfig = dataclasses.field(default=OffPolicyConfig())
     value: rooms.ValueConfig = dataclasses.field(default=rooms.ValueConfig())
     compute: rooms.ComputeConfig = dataclasses.field(default=rooms.ComputeConfig())
 
