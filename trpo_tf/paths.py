@@ -65,8 +65,8 @@ def try_directory(name: str, path: str) -> None:
         existing = existing.parent
     try:
         for new in (Path(path), *(existing / part for part in missing)):
-            with contextlib.suppress(FileNotFoundError):
-                os.lstat(new)  # fails otherwise where the system refuses the name
+            with contextlib.suppress(FileNotFoundError):  # as it should; it fails otherwise where the name is refused
+                os.lstat(new)
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
@@ -89,7 +89,3 @@ def try_file(name: str, path: str) -> None:
             os.unlink(target)
     except OSError as error:
         raise UsageError(f"--{name}={path}: cannot be written: {reason(error)}") from error
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

@@ -24,7 +24,6 @@ from typing import Any
 
 TREE = Path(__file__).parents[2]
 NAME = "trpo_tf.train"
-TEXT = "Trains a policy by Trust Region Policy Optimization."
 
 
 def import_all() -> None:
@@ -194,7 +193,7 @@ def _be_the_command(directory: Path, arguments: list[str], out: Path, err: Path,
 
         faults.hook = lambda name: os.write(points, f"{name}\n".encode()) and None
         try:
-            cli.run(train.main, Config, "train", TEXT)
+            cli.run(train.main, Config, "train", train.TEXT)
         except SystemExit as done:
             code = done.code if isinstance(done.code, int) else 0 if done.code is None else 1
         threading._shutdown()  # type: ignore[attr-defined] # as Python does before it ends

@@ -49,7 +49,7 @@ def test_what_fits(space, obs, shapes, single):
         (BOX, None, "observation is None; an array of numbers is needed"),
         (BOX, "north", "observation is a str; an array of numbers is needed"),
         (BOX, {"x": [1, 2, 3]}, "observation is a dict; an array of numbers is needed"),
-        (BOX, [[1, 2], [3]], "observation is ragged; an array of numbers is needed"),
+        (BOX, [[1, 2], [3]], "observation is a list of 2; an array of numbers is needed"),
         (BOX, np.array([None] * 3), "observation is an array of object; an array of numbers is needed"),
         (BOX, [1j, 0, 0], "observation is a list of 3; an array of numbers is needed"),
         (BOX, [1, 2], r"observation has shape \(2,\); \(3,\) is needed"),
@@ -89,6 +89,6 @@ def test_predict_says_what_state_it_needs():
     for wrong in ({}, [1], {"policy_state": np.zeros((1, 8)), "value_state": np.zeros((2, 8))}):
         with pytest.raises(UsageError, match=r"state is not what predict returned for 2 observations: .*\(2, 8\)"):
             agent.predict(obs, wrong)
-    with pytest.raises(UsageError, match=r"episode_start has shape \(3,\); \(2,\) is needed"):
+    with pytest.raises(UsageError, match=r"episode_start is of shape \(3,\); \(2,\) is needed"):
         agent.predict(obs, state, np.zeros(3, bool))
     agent.close()

@@ -129,8 +129,8 @@ ODD = {
     "nothing": Odd(change=lambda result: None, said="does not return (obs, "),
     "too few": Odd(change=lambda result: result[:-1], said="does not return (obs, "),
     "too many": Odd(change=lambda result: (*result, 0), said="does not return (obs, "),
-    "no observation": Odd(change=_obs(None), said="does not fit its observation space: observation is NoneType"),
-    "a word": Odd(change=_obs("word"), said="does not fit its observation space: observation is str"),
+    "no observation": Odd(change=_obs(None), said="does not fit its observation space: observation is None"),
+    "a word": Odd(change=_obs("word"), said="does not fit its observation space: observation is a str"),
     "another shape": Odd(
         change=_obs(np.zeros((3, 2), np.float32)),
         said="does not fit its observation space: observation has the shape (3, 2), (2,) is declared",

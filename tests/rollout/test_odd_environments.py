@@ -78,11 +78,11 @@ def later(value, fit, count=3):
 
 UNFIT = "its reset does not fit its observation space: observation "
 REFUSED = {
-    "a tuple for a Box": ({"obs": (0.0, 0.5)}, UNFIT + "is a tuple of 2, numbers of shape (2,) are declared"),
-    "None": ({"obs": None}, UNFIT + "is NoneType, numbers of shape (2,) are declared"),
-    "objects": ({"obs": np.array([1, None])}, UNFIT + "is an array of object, numbers of shape (2,) are declared"),
-    "text": ({"obs": "abc"}, UNFIT + "is str, numbers of shape (2,) are declared"),
-    "ragged": ({"obs": [[1], [1, 2]]}, UNFIT + "is no array of numbers"),
+    "a tuple for a Box": ({"obs": (0.0, 0.5)}, UNFIT + "is a tuple of 2, an array of numbers of shape (2,) is declared"),
+    "None": ({"obs": None}, UNFIT + "is None, an array of numbers of shape (2,) is declared"),
+    "objects": ({"obs": np.array([1, None])}, UNFIT + "is an array of object, an array of numbers of shape (2,) is declared"),
+    "text": ({"obs": "abc"}, UNFIT + "is a str, an array of numbers of shape (2,) is declared"),
+    "ragged": ({"obs": [[1], [1, 2]]}, UNFIT + "is a list of 2, an array of numbers"),
     "another shape": ({"obs": np.zeros(3)}, UNFIT + "has the shape (3,), (2,) is declared"),
     "a matrix": ({"obs": np.zeros((1, 2))}, UNFIT + "has the shape (1, 2), (2,) is declared"),
     "fractions for bytes": (
@@ -105,7 +105,7 @@ REFUSED = {
     ),
     "a list for a tuple": (
         {"observation": Tuple((LINE, CHOICE)), "obs": [np.zeros(2), 1]},
-        UNFIT + "is list, a tuple of 2 is declared",
+        UNFIT + "is a list of 2, a tuple of 2 is declared",
     ),
     "the first step's observation": (
         {"obs": later(np.zeros(3), np.zeros(2), 1)},
@@ -140,11 +140,11 @@ REFUSED = {
     ),
     "a mask of NaN": (
         {"action": CHOICE, "info": {"action_mask": np.array([1, np.nan, 0])}},
-        "its action_mask holds something else than 0 and 1: [ 1. nan 0.]",
+        "its action_mask holds something else than 0 and 1: array([ 1., nan, 0.])",
     ),
     "a mask of text": (
         {"action": CHOICE, "info": {"action_mask": "all"}},
-        "its action_mask holds something else than 0 and 1: ['all']",
+        "its action_mask holds something else than 0 and 1: 'all'",
     ),
     "an empty mask": (
         {"action": CHOICE, "info": {"action_mask": []}},

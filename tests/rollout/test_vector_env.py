@@ -195,7 +195,7 @@ def test_what_is_said_well_already_and_interrupts_are_passed_on(error):
 
 def test_a_failure_to_close_is_a_line(capsys):
     VectorEnv(Failing(OSError("gone"))).close()
-    assert capsys.readouterr().err == "trpo_tf: closing: environment failed: OSError: gone (env=Failing-v0)\n"
+    assert capsys.readouterr().err == "trpo_tf: closing: environment failed: OSError: gone (--env=Failing-v0)\n"
 
 
 def test_a_vector_env_says_what_its_backend_is():

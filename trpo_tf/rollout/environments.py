@@ -149,8 +149,7 @@ class Environments:
         env = self._config.env
         if self._config.env_backend != "auto" or env not in gym.registry or self._settings:
             return
-        # Whatever gymnasium's environment raises: it is the other one that is used.
-        with contextlib.suppress(Exception), warnings.catch_warnings():
+        with contextlib.suppress(Exception), warnings.catch_warnings():  # it is EnvPool's that is used
             warnings.simplefilter("ignore")
             other = gym.make(env)
             other.close()

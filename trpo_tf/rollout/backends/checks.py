@@ -77,7 +77,7 @@ def misfit(value: Any, space: gym.Space, where: str = "observation") -> str:
 def _leaf_misfit(value: Any, space: gym.Space, where: str) -> str:
     x = None if isinstance(value, tuple) else as_numbers(value)
     if x is None:
-        return f"{where} is {kind_of(value)}, numbers of shape {space.shape} are declared"
+        return f"{where} is {kind_of(value)}, an array of numbers of shape {space.shape} is declared"
     if x.shape != space.shape:
         return f"{where} has the shape {x.shape}, {space.shape} is declared"
     if not np.can_cast(x.dtype, space.dtype, "same_kind"):
