@@ -33,7 +33,7 @@ def made(case, tmp_path_factory):
 
 @pytest.fixture(
     scope="session",
-    params=[pytest.param(name, marks=pytest.mark.slow if name in exports.SLOWER else ()) for name in exports.CASES],
+    params=[pytest.param(name, marks=() if name in exports.FAST else pytest.mark.slow) for name in exports.CASES],
 )
 def exported(request, tmp_path_factory):
     """Each case: a policy with random weights, observations with states by name, its SavedModel."""

@@ -99,6 +99,7 @@ def test_a_vector_environment_without_anything_to_evaluate_in_says_so():
     agent.close()
 
 
+@pytest.mark.slow
 def test_an_id_and_a_callable_of_it_learn_the_same(tmp_path):
     both = [trpo_tf.TRPO(env, env_backend="gymnasium", **SMALL) for env in ("CartPole-v1", cartpole)]
     for agent in both:
@@ -134,6 +135,7 @@ def test_a_resumed_agent_goes_on_to_the_bit_with_its_callbacks(tmp_path):
         agent.close()
 
 
+@pytest.mark.slow
 def test_a_warm_start_takes_over_networks_and_normaliser_and_begins_anew(tmp_path):
     first = trpo_tf.TRPO("CartPole-v1", **SMALL)
     first.learn(200)

@@ -241,6 +241,7 @@ def test_a_final_evaluation_that_fails_leaves_the_checkpoint_and_the_export(agen
     assert (tmp_path / "models" / "1").is_dir()
 
 
+@pytest.mark.slow
 def test_environments_that_cannot_be_rebuilt_leave_a_checkpoint_that_goes_on_to_the_bit(tmp_path, monkeypatch):
     """The rebuild at a boundary fails: its row is logged, and the resumed run rebuilds there."""
     from trpo_tf.rollout.sources.local import LocalSource
@@ -282,6 +283,7 @@ def test_stopping_takes_numpy_values_and_passes_over_nan(agent):
     assert agent.update == 4
 
 
+@pytest.mark.slow
 def test_learning_again_goes_on_in_the_same_directory(agent, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saver = trpo_tf.Checkpoint("run")

@@ -138,6 +138,7 @@ def test_help_shows_flags_in_groups(tmp_path):
         assert text in done.stdout
 
 
+@pytest.mark.slow
 def test_train_evaluate_export_plot_from_anywhere(tmp_path, here):
     done = command("train", *SMALL, "--run_dir=run", cwd=tmp_path, LC_ALL="C")
     assert done.returncode == 0, done.stderr
@@ -165,6 +166,7 @@ def test_train_evaluate_export_plot_from_anywhere(tmp_path, here):
     assert (tmp_path / "x.png").stat().st_size > 10_000, done.stderr
 
 
+@pytest.mark.slow
 def test_a_closed_stdout_does_not_stop_training(tmp_path):
     line = f"{sys.executable} -m trpo_tf.train {' '.join(SMALL)} --total_steps=600 --run_dir=run | head -n 1"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

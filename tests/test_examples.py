@@ -32,7 +32,8 @@ agent.export("models/hopper"); policy = trpo_tf.load_policy("models/hopper")
 '''  # fmt: skip
 
 
-@pytest.mark.parametrize("steps", [(6_000, 8_000), pytest.param((300_000, 500_000), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [(6_000, 8_000), (300_000, 500_000)])
 def test_the_library_in_twenty_lines(tmp_path, monkeypatch, steps):
     monkeypatch.chdir(tmp_path)
     code = THE_LIBRARY.replace("300_000", str(steps[0])).replace("500_000", str(steps[1]))
@@ -84,12 +85,14 @@ def test_every_example_is_run_here():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {"own_environment", "stop_and_log", "warm_start"}
 
 
+@pytest.mark.slow
 def test_an_own_environment_learns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert example("own_environment")(30_000) > -25  # standing still has about -50
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_callback_stops_and_logs(tmp_path):
     history = example("stop_and_log")(str(tmp_path / "run"), 200_000)
     assert history[-1]["eval/episode_return"] >= 475

@@ -135,6 +135,7 @@ tempfile._get_default_tempdir = none
 """
 
 
+@pytest.mark.slow
 def test_a_training_in_poor_surroundings(tmp_path):
     """No temporary directory, no home, a full disk behind stdout, stderr and stdin closed, letters not to be shown."""
     (tmp_path / "sitecustomize.py").write_text(POOR)

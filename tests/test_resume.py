@@ -50,6 +50,7 @@ def test_a_callback_that_cannot_start_leaves_no_checkpoint(tmp_path):
     assert newest(tmp_path) == mine.update
 
 
+@pytest.mark.slow
 def test_a_run_that_went_on_after_it_was_read_is_not_set_back(tmp_path):
     agent().learn(2 * 64, [Checkpoint(tmp_path)])
     slow, quick = (trpo_tf.TRPO.resume(tmp_path) for _ in range(2))

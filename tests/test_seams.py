@@ -4,6 +4,7 @@ tests/test_callbacks.py.)
 
 import gymnasium as gym
 import numpy as np
+import pytest
 
 from trpo_tf.config import make_config
 from trpo_tf.rollout.environments import Environments
@@ -134,6 +135,7 @@ def test_another_backend_trains_and_is_evaluated_in():
     session.close()
 
 
+@pytest.mark.slow
 def test_another_source_gives_batches_of_mixed_versions():
     """Three versions in one batch, in any order: each transition is corrected by its own, and the policy learns."""
     config = target_config(behavior_lag=2)

@@ -123,7 +123,7 @@ def test_environments_are_renewed_at_boundaries_only(make_session, monkeypatch):
     ("failed", "settings"),  # updates before; the next one is none, or one before a boundary
     [
         (3, {}),
-        (1, {"pipeline": True, "checkpoint_every": 4}),
+        pytest.param(1, {"pipeline": True, "checkpoint_every": 4}, marks=pytest.mark.slow),
         pytest.param(1, {}, marks=pytest.mark.slow),
         pytest.param(3, {"pipeline": True, "checkpoint_every": 4}, marks=pytest.mark.slow),
         pytest.param(1, {"pipeline": True, "checkpoint_every": 4, "behavior_lag": 1}, marks=pytest.mark.slow),
@@ -151,6 +151,7 @@ def test_a_rollout_whose_update_failed_is_learned_from_when_it_goes_on(make_sess
         assert arrays(session) == arrays(whole)
 
 
+@pytest.mark.slow
 def test_restarts_are_counted_in_rows_and_over_a_resumption(tiny):
     config = tiny(env="given", num_envs=2, max_env_restarts=1000, checkpoint_every=50)
     whole, resumed = (

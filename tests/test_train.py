@@ -141,10 +141,10 @@ def test_runs_of_other_spaces_and_networks_go_on_to_the_bit(tmp_path, tiny, kind
 
 # Where the second time is meant the first one is before the run has anything to lose.
 _SECOND = {"save_arrays": 2, "save_manifest": 2, "save_rename": 2, "saved": 2, "write_row": 5, "evaluate": 2}
-_FAST = ("save_rename",)
 
 
-@pytest.mark.parametrize("point", [p if p in _FAST else pytest.param(p, marks=pytest.mark.slow) for p in faults.POINTS])
+@pytest.mark.slow
+@pytest.mark.parametrize("point", faults.POINTS)
 def test_a_kill_at_any_named_point_is_resumed_to_the_bit(undisturbed, tmp_path, point):
     """SIGKILL in the fifth update, at a boundary, in an evaluation, while a row or a checkpoint is written."""
     count = _SECOND.get(point, 1 if point in ("renew", "export") else 5)
@@ -178,6 +178,7 @@ def test_every_named_point_is_reached_and_no_other(tmp_path, monkeypatch):
     assert reached == set(faults.POINTS)
 
 
+@pytest.mark.slow
 def test_sigterm_exits_42_and_a_second_signal_leaves_at_once(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     line = [sys.executable, "-m", "trpo_tf.train", "--env=Pendulum-v1", "--total_steps=100000000", "--xla=off"]
@@ -242,6 +243,7 @@ def test_an_environment_that_fails_ends_the_run_with_a_checkpoint_of_a_whole_upd
     assert_same(result.run_dir, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_an_exported_version_on_the_way_and_an_environment_of_the_old_api(tmp_path, tiny):
     from tests.rollout import counting  # noqa: F401, registers its environments
 
@@ -287,6 +289,7 @@ def test_resuming_refuses_another_configuration_and_nothing_to_resume(undisturbe
     assert not (tmp_path / "nothing").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_warning_until_the_last_checkpoint(tmp_path, tiny, monkeypatch, capsys):
     real, calls = checkpoint.save, []
 
@@ -362,6 +365,7 @@ def failing(when=lambda: True, error=LookupError):
     return fault
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [SystemExit, *(pytest.param(x, marks=SLOW) for x in (LookupError, GeneratorExit, gym.error.Error))]
 )
@@ -378,6 +382,7 @@ def test_an_evaluation_that_fails_costs_no_update_and_the_run_goes_on(tmp_path, 
     assert [row["policy/kl"] for row in rows] == [row["policy/kl"] for row in whole]
 
 
+@pytest.mark.slow
 def test_a_last_evaluation_that_fails_leaves_a_saved_model_and_is_tried_again(tmp_path, tiny):
     run, broken, settings = tmp_path / "run", [True], {"total_steps": 200, "eval_every": 0, "max_env_restarts": 2}
     for resume in (False, True):
@@ -444,6 +449,7 @@ def test_whatever_raises_everything_is_finished_and_saved_before(tmp_path, tiny,
     agent.close()
 
 
+@pytest.mark.slow
 def test_an_agent_whose_environment_failed_learns_again_as_a_resumed_one(tmp_path, tiny):
     settings = {"env": "given", "num_envs": 2, "checkpoint_every": 50, "max_env_restarts": 0, "eval_every": 0}
     broken = [False]
@@ -466,6 +472,7 @@ def test_an_agent_whose_environment_failed_learns_again_as_a_resumed_one(tmp_pat
     assert arrays[0] == arrays[1] == arrays[2]
 
 
+@pytest.mark.slow
 def test_a_long_evaluation_is_given_up_when_the_run_is_to_end(tmp_path, tiny, monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "_GRACE", 0.2)
     steps = [0]

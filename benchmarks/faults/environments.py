@@ -1,12 +1,16 @@
 """Odd environments in every call of a run: nothing of the work is lost, and one line says what happened.
 
-    python benchmarks/faults/environments.py [--odd=memory,exit] [--calls=step] [--processes=only]
+    python benchmarks/faults/environments.py                                    # 15 minutes on two cores
+    python benchmarks/faults/environments.py --odd=memory,exit --calls=step --processes=all
 
 Each of the odd things of tests/rollout/faulty.py happens in a constructor, reset, step, evaluation, rebuild or close;
 once, and for good from the third update on. What happens once is survived: exit code 0, every update there once. What
 happens for good ends the run: exit code 1, one line that names the environment and what it said, a checkpoint of every
 finished update; the run that is resumed with a sane environment ends with the arrays of one that was never disturbed.
 Prints what is wrong, and counts; exit code 1 where anything is.
+
+Environments in processes of their own take the part of a run in every call where a process would not survive it, and in
+`step` otherwise; with --processes=all always.
 """
 
 import contextlib
@@ -49,7 +53,12 @@ USAGE = {"gymnasium", "gymnasium reset", "gymnasium action", "import"}  # at the
 
 _ODD = flags.DEFINE_list("odd", [], "which odd things; empty: all")
 _CALLS = flags.DEFINE_list("calls", list(CALLS), "in which calls")
-_PROCESSES = flags.DEFINE_enum("processes", "too", ["too", "only", "no"], "with environments in processes")
+_PROCESSES = flags.DEFINE_enum(
+    "processes",
+    "needed",
+    ["needed", "all", "only", "no"],
+    "when environments are in processes; only: all cases, and none here",
+)
 
 
 class Armed:
@@ -222,9 +231,9 @@ def cases():
                 continue
             if not what.alone and _PROCESSES.value != "only":
                 yield odd, call, False
-            if _PROCESSES.value != "no" and call in ("step", "reset", "evaluation", "rebuild"):
-                if what.alone and call == "rebuild":
-                    continue  # the constructor is called in this process, too, for its spaces
+            if call in ("constructor", "close") or (what.alone and call == "rebuild"):
+                continue  # a constructor is called in this process, too, for its spaces; a process may die when closed
+            if _PROCESSES.value in ("all", "only") or (_PROCESSES.value == "needed" and (what.alone or call == "step")):
                 yield odd, call, True
 
 

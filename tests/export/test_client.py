@@ -100,6 +100,7 @@ def test_the_client_does_not_bend_numbers(address):
             policy.sample(OBS, seed)
 
 
+@pytest.mark.slow
 def test_a_policy_driven_through_a_server_has_the_returns_of_the_policy_in_process(tmp_path):
     """Episode by episode, with the same seeds: the same numbers go in and come out."""
     env = gym.make("Hopper-v5")

@@ -11,8 +11,6 @@ from trpo_tf.run.metrics.csv import read_csv
 from trpo_tf.runs import run_training
 
 RECIPES = sorted((Path(__file__).parents[2] / "flags").glob("*.flags"))
-# Their flags are those of mujoco.flags and classic_control.flags with other values.
-SLOWER = ("ant", "box2d", "half_cheetah", "inverted_pendulum", "pendulum", "swimmer")
 # For recipes that name no environment, since they are for several.
 ENVS = {
     "box2d": "LunarLander-v3",
@@ -30,9 +28,10 @@ def config(recipe, **changes):
     return make_config(**given | env | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
-    [pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in SLOWER else ()) for path in RECIPES],
+    [pytest.param(path, id=path.stem) for path in RECIPES],
 )
 def test_recipe_trains_two_updates(recipe, tmp_path):
     made = config(recipe)

@@ -85,6 +85,7 @@ def updated(session, rollouts, updates):
     return rows, session.policy.network.theta().numpy()
 
 
+@pytest.mark.slow
 def test_transitions_beyond_max_staleness_are_as_if_they_were_masked(make_session, rolled_out):
     results = []
     for masked in (False, True):
@@ -104,6 +105,7 @@ def test_transitions_beyond_max_staleness_are_as_if_they_were_masked(make_sessio
     np.testing.assert_array_equal(theta, results[1][1])
 
 
+@pytest.mark.slow
 def test_uncorrected_transitions_count_as_those_of_the_current_policy(make_session, rolled_out):
     """As an update on fresh data whose behavior log-probabilities are those of the learner's policy, with the step that
     a lag of 1 leaves."""

@@ -250,6 +250,7 @@ class Raises(keras.layers.Layer):
         return x + 0.0 * tf.ensure_shape(y, x.shape)
 
 
+@pytest.mark.slow
 def test_a_model_that_raises_in_the_middle_of_an_update_leaves_everything(tiny, rolled_out, arrays):
     layers = [keras.layers.Input((4,)), keras.layers.Dense(4, "tanh"), Raises(), keras.layers.Dense(1)]
     config = tiny()

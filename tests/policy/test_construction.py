@@ -167,6 +167,7 @@ def test_frozen_layers_stay_and_the_others_are_trained():
     np.testing.assert_allclose(policy.params(theta, features), policy.step({"observation": tf.zeros([2, 3])})[0])
 
 
+@pytest.mark.slow
 def test_global_settings_of_keras_do_not_reach_the_networks():
     """keras.json with float64, channels_first and another backend: everything is float32, and acts as without it."""
     code = """

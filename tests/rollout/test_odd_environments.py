@@ -78,9 +78,15 @@ def later(value, fit, count=3):
 
 UNFIT = "its reset does not fit its observation space: observation "
 REFUSED = {
-    "a tuple for a Box": ({"obs": (0.0, 0.5)}, UNFIT + "is a tuple of 2, an array of numbers of shape (2,) is declared"),
+    "a tuple for a Box": (
+        {"obs": (0.0, 0.5)},
+        UNFIT + "is a tuple of 2, an array of numbers of shape (2,) is declared",
+    ),
     "None": ({"obs": None}, UNFIT + "is None, an array of numbers of shape (2,) is declared"),
-    "objects": ({"obs": np.array([1, None])}, UNFIT + "is an array of object, an array of numbers of shape (2,) is declared"),
+    "objects": (
+        {"obs": np.array([1, None])},
+        UNFIT + "is an array of object, an array of numbers of shape (2,) is declared",
+    ),
     "text": ({"obs": "abc"}, UNFIT + "is a str, an array of numbers of shape (2,) is declared"),
     "ragged": ({"obs": [[1], [1, 2]]}, UNFIT + "is a list of 2, an array of numbers"),
     "another shape": ({"obs": np.zeros(3)}, UNFIT + "has the shape (3,), (2,) is declared"),

@@ -166,6 +166,7 @@ def test_a_process_that_is_killed_between_steps_is_found():
     envs.close()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_reset_three_times_in_a_row_ends_the_run():
     here = os.getpid()
 

@@ -113,6 +113,7 @@ def test_invalid_transitions_are_counted_with_the_rollout_they_are_in(make_sessi
     assert again.step()["env/invalid_rows"] == 8
 
 
+@pytest.mark.slow
 def test_a_version_is_kept_once_however_often_its_collection_fails(make_session, monkeypatch):
     session, collect = make_session(behavior_lag=2), Collector.collect
     for _ in range(3):

@@ -100,6 +100,7 @@ def test_connections_beyond_the_most_are_refused(base, monkeypatch):
             connection.close()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_command_within_seconds_though_a_body_is_on_its_way(base):
     command = [sys.executable, "-m", "trpo_tf.serve", f"--model_dir={base}", "--rest_port=0", "--grpc_port=0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})

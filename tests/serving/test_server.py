@@ -258,6 +258,7 @@ def test_a_port_that_is_taken_is_named(base, address):
         pass
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_is_and_ends_on_a_signal(base, tmp_path):
     (tmp_path / "0").symlink_to(base / "1")
     command = [sys.executable, "-m", "trpo_tf.serve", f"--model_dir={tmp_path}", "--rest_port=0", "--grpc_port=0"]
