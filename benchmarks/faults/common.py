@@ -132,14 +132,15 @@ class Result:
     @classmethod
     def of(cls, run: Path) -> "Result":
         """Reads a finished run."""
+        from trpo_tf.config import portable
+
         found: dict[str, Any] = {}
         for kind in ("checkpoints", "best"):
             saved = newest(run / kind)
             found |= {f"{kind}/{name}": (x.dtype.str, x.shape, x.tobytes()) for name, x in saved.arrays.items()}
             meta = {name: saved.meta[name] for name in ("update", "evaluation", "backend")}
             found |= {f"{kind}/{name}": value for name, value in meta.items()}
-            config = {name: value for name, value in saved.meta["config"].items() if name != "resume"}
-            found[f"{kind}/config"] = config
+            found[f"{kind}/config"] = portable(saved.meta["config"])
         rows = table(run / "progress.csv")
         found["progress.csv: updates"] = [row["update"] for row in rows]
         found |= {f"progress.csv: {name}": [row[name] for row in rows] for name in rows[0] if "time/" not in name}
