@@ -511,15 +511,9 @@ def answers_are_those_of_the_export(model):
 
 
 SAFETY = [the_files_are_plain, the_file_holds_one_graph_and_nothing_beside_it, no_operation_reaches_outside]
-RULES = [
-    *SAFETY,
-    the_directory_is_a_number,
-    the_signatures_are_there,
-    every_tensor_is_a_batch,
-    operations_depend_on_the_request_only,
-    no_function_requires_xla,
+# They load variables or run the model, so they are left out where a rule of safety fails.
+RUN = [
     variables_are_stored_once,
-    the_metadata_is_complete_and_correct,
     every_signature_answers,
     any_request_gets_finite_actions,
     answers_do_not_depend_on_the_batch,
@@ -527,16 +521,16 @@ RULES = [
     warm_up_requests_run,
     answers_are_those_of_the_export,
 ]
-# They load variables or run the model, so they are left out where a rule of safety fails.
-RUN = {
-    variables_are_stored_once,
-    every_signature_answers,
-    any_request_gets_finite_actions,
-    answers_do_not_depend_on_the_batch,
-    equal_requests_get_equal_answers,
-    warm_up_requests_run,
-    answers_are_those_of_the_export,
-}
+RULES = [
+    *SAFETY,
+    the_directory_is_a_number,
+    the_signatures_are_there,
+    every_tensor_is_a_batch,
+    operations_depend_on_the_request_only,
+    no_function_requires_xla,
+    the_metadata_is_complete_and_correct,
+    *RUN,
+]
 
 
 def _actions(model) -> list[str]:
