@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trpo_tf import messages
-from trpo_tf.errors import Error, one_line, reason
+from trpo_tf.errors import Error, described, one_line, reason
 from trpo_tf.run.metrics.screen import Screen
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +82,15 @@ def test_a_warning_goes_to_stderr_or_nowhere(monkeypatch, capsys):
 )
 def test_the_reason_of_a_failure_has_neither_number_nor_file(error, why):
     assert reason(error) == why
+
+
+def test_a_first_line_that_announces_the_rest_is_not_all_that_is_told():
+    trace = "Detected at node a (most recent call last):\n" + "  File b, line 3\n" * 1000
+    said = described(MemoryError(f"Graph execution error:\n\n{trace}\nOOM when allocating [4, 5]"))
+    assert said.startswith("MemoryError: Graph execution error: Detected at node a")
+    assert said.endswith("OOM when allocating [4, 5]")
+    assert len(said) < 1100
+    assert described(ValueError("one\ntwo")) == "ValueError: one"
 
 
 def test_a_line_is_one_line_of_bounded_length():

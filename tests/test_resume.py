@@ -142,6 +142,7 @@ def test_two_signals_that_are_handled_at_once_are_two(monkeypatch):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
             assert stopping.is_set()
             assert ended == [signal.SIGTERM]
+            assert {signal.getsignal(number) for number in both} == {signal.SIG_DFL}, "also within a long call of C"
     finally:
         for number, handler in zip(both, before, strict=True):
             signal.signal(number, handler)

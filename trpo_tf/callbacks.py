@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trpo_tf.errors import Error, UsageError, reason
+from trpo_tf.errors import NoCheckpointError, UsageError, reason
 from trpo_tf.files import to_json, write_file
 from trpo_tf.messages import warn, warn_on_failure
 from trpo_tf.paths import absolute
@@ -80,7 +80,7 @@ class Evaluate(Callback):
             return
         if run_dir is None or run_dir.resolve() != best.parent.resolve():
             raise UsageError(f"keep_best={best}: has the best policy of another run; name another place")
-        with contextlib.suppress(Error):  # damaged, which `warn` is told: the next evaluation is the best one then
+        with contextlib.suppress(NoCheckpointError):  # damaged, as `warn` says: the next evaluation is the best one
             evaluation = checkpoint.newest(best, warn).meta["evaluation"] or {}
             if isinstance(mean := evaluation.get("return_mean"), float):
                 self.best_return = mean

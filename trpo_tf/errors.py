@@ -43,14 +43,18 @@ _LONGEST_LINE = 1000
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one printable line; the name of its class where it says nothing, or cannot."""
+    """What an exception says, in one printable line; the name of its class where it says nothing, or cannot.
+
+    All of it where its first line announces the rest, as TensorFlow's "Graph execution error:" does.
+    """
     try:
-        text = str(error)[:10_000].strip()
+        text = str(error).strip()
     except KeyboardInterrupt:
         raise
     except BaseException:  # somebody else's code, too
         text = ""
-    return one_line((text.splitlines() or [type(error).__name__])[0], _LONGEST)
+    first = text[:_LONGEST_LINE].splitlines()[0] if text else type(error).__name__
+    return one_line(text) if first.endswith(":") else one_line(first, _LONGEST)
 
 
 def reason(error: BaseException) -> str:
@@ -66,5 +70,7 @@ def described(error: BaseException) -> str:
 def one_line(text: str, longest: int = _LONGEST_LINE) -> str:
     """A text as a line that a terminal can show: line ends are blanks, control characters escaped, the middle of a very
     long one left out."""
+    if len(text) > 20 * longest:  # not worth going through
+        text = text[: 10 * longest] + text[-10 * longest :]
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
     return line if len(line) <= longest else f"{line[: longest // 2]} ... {line[-longest // 3 :]}"

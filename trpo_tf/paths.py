@@ -42,8 +42,8 @@ def check_characters(name: str, text: str) -> None:
 
 def check_name(name: str, path: str | os.PathLike) -> None:
     """Raises UsageError unless a path ends in a name that a directory can have, and messages can show."""
-    last = Path(path).name
-    if last in ("", "..") or not last.isprintable() or len(os.fsencode(last)) > 255:
+    last = os.path.basename(os.fspath(path).rstrip(os.sep))
+    if last in ("", ".", "..") or not last.isprintable() or len(os.fsencode(last)) > 255:
         raise UsageError(f"--{name}={str(path)!r}: its last part must be a printable name of at most 255 bytes")
 
 

@@ -186,10 +186,15 @@ def signals(leave_at_once: bool = False) -> Iterator[threading.Event]:
 
     def handle(received: int, _: Any) -> None:
         event.set()
-        for number, handler in previous.items():
-            # Another one may have come, too, and wait to be handled after this. Python drops it for SIG_DFL.
-            second = signal.SIG_DFL if number == received else _end_by
-            signal.signal(number, second if leave_at_once else handler)
+        if not leave_at_once:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            return
+        for number in previous:
+            signal.signal(number, (lambda *_: None) if number == received else _end_by)
+        signal.raise_signal(received)  # Python now handles what came meanwhile; with SIG_DFL it would drop it
+        for number in previous:
+            signal.signal(number, signal.SIG_DFL)
 
     for number in previous:
         signal.signal(number, handle)

@@ -4,12 +4,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from tests.rollout import counting  # noqa: F401, registers its environments
+from tests.rollout.counting import Old
 from tests.rollout.helpers import BACKENDS, NEEDS_ENVPOOL, environments, run, vector_env
 from tests.rollout.odd import Odd
 from trpo_tf.errors import UsageError
 from trpo_tf.rollout.backends import envpool as envpool_backend
 from trpo_tf.rollout.backends.resolve import resolve_backend
+from trpo_tf.rollout.backends.single_env import wrapper_unpacks
 
 
 @NEEDS_ENVPOOL
@@ -97,6 +98,28 @@ def test_environments_of_the_old_api_are_named():
     envs.reset()
     with pytest.raises(UsageError, match=r"Old-v0.*\(obs, reward, terminated, truncated, info\)"):
         envs.step(np.zeros((1, 1), np.float32))
+
+
+class Whole(gym.Wrapper):
+    """Takes five values from whatever it wraps."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward, terminated, truncated, info
+
+
+def _raise_if_errors():
+    raise ValueError("not enough values to unpack (expected 5, got 4)")  # as it comes out of AsyncVectorEnv
+
+
+def test_an_environment_of_the_old_api_is_named_through_a_wrapper_of_the_users_and_processes_of_gymnasiums():
+    envs = environments(lambda: Whole(Old())).probe()
+    envs.reset()
+    with pytest.raises(UsageError, match="written for an older API"):
+        envs.step(np.zeros((1, 1), np.float32))
+    with pytest.raises(ValueError, match="unpack") as raised:
+        _raise_if_errors()
+    assert wrapper_unpacks(raised.value)
 
 
 @pytest.fixture

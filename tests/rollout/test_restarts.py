@@ -10,6 +10,8 @@ from tests.rollout.faulty import ODD, Fault
 from tests.rollout.flaky import Flaky, chance, drawn
 from tests.rollout.helpers import environments
 from trpo_tf.errors import EnvironmentFailure, UsageError
+from trpo_tf.rollout.backends.processes import _look
+from trpo_tf.rollout.backends.restarts import Household
 from trpo_tf.rollout.evaluation import evaluate
 
 HERE = [name for name, odd in ODD.items() if not odd.alone]
@@ -222,6 +224,18 @@ def test_what_fails_while_it_is_closed_is_one_line_and_the_others_are_closed(cap
     envs.close()
     assert closed == [1, 2, 3]
     assert capsys.readouterr().err.count("stuck, number one") == 1
+
+
+def test_what_fails_while_it_is_closed_is_told_once_of_all_environments_that_are_made_to_look_at(capsys):
+    def act(env, call, count):
+        if call == "close":
+            raise OSError("stuck")
+
+    told = set()
+    for _ in range(3):
+        _look(lambda: Flaky(act), Household("mine", 2, told=told))
+    assert capsys.readouterr().err.count("stuck") == 1
+    assert told == {"mine"}
 
 
 def test_an_environment_that_comes_back_with_other_spaces_failed():

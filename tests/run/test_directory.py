@@ -146,7 +146,7 @@ def test_unfit_names_are_refused(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [".", "a/.", "a/", "é"])
+@pytest.mark.parametrize("name", ["a/", "é", "a.b"])
 def test_names_that_the_command_takes_are_those_that_a_directory_takes(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     config = make_config(env="x", run_dir=name)

@@ -11,7 +11,7 @@ import numpy as np
 from trpo_tf.errors import EnvironmentFailure
 from trpo_tf.messages import warn
 from trpo_tf.rollout.backends.restarts import Failure, count_restarts
-from trpo_tf.rollout.finite import all_finite, clean
+from trpo_tf.rollout.finite import all_finite, clean, unwarned
 from trpo_tf.rollout.vector_env import VectorEnv
 from trpo_tf.state import part, prefixed
 from trpo_tf.types import ALIGNMENT, Rollout, Trajectory
@@ -186,7 +186,7 @@ class Collector:
                 steps.params[t], steps.raw_action[t], after = actor(seen, noise[t])
                 given = envs.step(actor.to_env(steps.raw_action[t]))
                 finite = True
-                with np.errstate(over="ignore"):
+                with unwarned():
                     for name in actor.leaves:
                         following = obs[name][t + 1]
                         following[...] = given.obs[name].reshape(following.shape)

@@ -9,7 +9,7 @@ import numpy as np
 from trpo_tf.acting.encoders import Encoder
 from trpo_tf.errors import Interrupted
 from trpo_tf.rollout.backends.restarts import count_restarts
-from trpo_tf.rollout.finite import clean, finite_or_0
+from trpo_tf.rollout.finite import clean, finite_or_0, unwarned
 from trpo_tf.rollout.vector_env import VectorEnv
 
 LONGEST = 30_000  # steps; an episode without a time limit must end some day
@@ -53,7 +53,7 @@ class Evaluation(NamedTuple):
             )
         if self.invalid:
             lines.append(
-                f"{self.invalid} transitions of the evaluation had NaN, infinity or a number beyond float32; such "
+                f"{self.invalid} transitions of the evaluation had NaN, infinity or a number beyond its type; such "
                 "rewards and observations count as 0"
             )
         return lines
@@ -116,7 +116,8 @@ def _run(act, envs: VectorEnv, episodes: int, progress: Callable[[int], None], s
             restarts = count_restarts(envs.pop_failures(), restarts, envs.max_restarts)
         (obs, bad_obs), is_first = clean(step.obs, leaves), step.mask == 0
         invalid += int(((bad_obs | ~np.isfinite(step.reward)) & wanted).sum())
-        total += finite_or_0(step.reward)
+        with unwarned():
+            total += finite_or_0(step.reward)
         length += step.mask > 0
         for b in np.flatnonzero(step.terminated | step.truncated):
             if wanted[b] and step.mask[b]:

@@ -8,7 +8,7 @@ from trpo_tf.errors import Error
 from trpo_tf.messages import warn
 from trpo_tf.rollout.backends.base import Backend
 from trpo_tf.rollout.backends.restarts import Failure, Named
-from trpo_tf.rollout.finite import finite_or_0, stored
+from trpo_tf.rollout.finite import finite_or_0, unwarned
 
 _NEVER = np.iinfo(np.int64).max
 
@@ -94,20 +94,23 @@ class VectorEnv:
         """
         with self._named:
             obs, reward, terminated, truncated = self._backend.step(action)
+        with unwarned():
+            counted, reward = finite_or_0(reward), reward.astype(np.float32)
         self._quiet -= 1
         if self._quiet > 0 and not (terminated | truncated).any():
             self._length += 1
-            self._return += finite_or_0(reward)
-            return EnvStep(obs, stored(reward, np.float32), terminated, truncated, self._all_valid)
+            self._return += counted
+            return EnvStep(obs, reward, terminated, truncated, self._all_valid)
         going = ~self._ended
         if self._cut.any():  # their step was one more of the episode cut before; now comes the reset
             obs = self._reset_cut(obs)
         valid = going & ~self._failed()
         if not valid.all():
-            reward, terminated, truncated = np.where(valid, reward, 0.0), terminated & valid, truncated & going
+            counted, reward = np.where(valid, counted, 0.0), np.where(valid, reward, 0.0)
+            terminated, truncated = terminated & valid, truncated & going
         truncated = truncated & ~terminated
         self._length += valid
-        self._return += finite_or_0(reward)
+        self._return += counted
         ended = terminated | truncated
         self._cut = valid & ~ended & (self._length >= self._cut_at)
         self._ended = ended | self._cut
@@ -115,7 +118,7 @@ class VectorEnv:
         if self._ended.any():
             self._quiet = 0
             self._finish(np.flatnonzero(ended & valid), np.flatnonzero(self._ended))
-        return EnvStep(obs, stored(reward, np.float32), terminated, truncated | self._cut, valid.astype(np.float32))
+        return EnvStep(obs, reward, terminated, truncated | self._cut, valid.astype(np.float32))
 
     def _reset_cut(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """obs [B, ...] with first observations where the episode was cut at the step before."""

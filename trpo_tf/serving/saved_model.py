@@ -6,6 +6,7 @@ A version is never overwritten. It appears by one rename when all of its files a
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -197,7 +198,7 @@ def read_metadata(version: Path) -> dict[str, Any]:
     """
     path = version / METADATA
     try:
-        found = json.loads(read_file(path, _MOST_METADATA))
+        found = json.loads(read_file(Path(os.path.realpath(path)), _MOST_METADATA))  # caches of models have links
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -108,10 +108,10 @@ def _single(value: Any) -> Any:
     return x.reshape(())[()] if x is not None and x.size == 1 else None
 
 
-def same_spaces(env: gym.Env, before: tuple[gym.Space, gym.Space]) -> None:
-    """Raises ValueError where those of observations and actions are others than `before`."""
-    if (now := (env.observation_space, env.action_space)) != before:
-        raise ValueError(f"made with other spaces: {now}, before {before}")
+def same_spaces(env: gym.Env, others: tuple[gym.Space, gym.Space], whose: str = "before") -> None:
+    """Raises ValueError where those of observations and actions differ from the others. whose: what those are."""
+    if (now := (env.observation_space, env.action_space)) != others:
+        raise ValueError(f"made with other spaces: {now}, {whose} {others}")
 
 
 def learning_wrapper(env: Any) -> str:

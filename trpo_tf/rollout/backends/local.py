@@ -25,7 +25,7 @@ class LocalVectorEnv:
         self.envs, self.num_envs = envs, len(envs)
         self.single_observation_space, self.single_action_space = envs[0].observation_space, envs[0].action_space
         for env in envs:
-            checks.same_spaces(env, (self.single_observation_space, self.single_action_space))
+            checks.same_spaces(env, (self.single_observation_space, self.single_action_space), "the first with")
         self._actions = batch_space(self.single_action_space, self.num_envs)
         self._obs: list[Any] = [None] * self.num_envs
         self._ended = [False] * self.num_envs

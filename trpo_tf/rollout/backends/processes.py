@@ -157,7 +157,7 @@ class ProcessVectorEnv:
 
 def _look(sent: "_Sent", household: Household) -> tuple[gym.Space, gym.Space]:
     """The spaces of an environment that is made here, and fails like any other."""
-    alone = Household(household.env_name, 1, household.timeout, household.strict, household.first)
+    alone = Household(household.env_name, 1, household.timeout, household.strict, household.first, household.told)
     watchdog = Watchdog(alone)
     try:
         env = Guard(sent, 0, alone)

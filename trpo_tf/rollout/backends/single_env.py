@@ -8,6 +8,7 @@ import copy
 import importlib
 import reprlib
 import traceback
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -125,15 +126,14 @@ def whole(answer: Any) -> bool:
 
 
 def wrapper_unpacks(error: BaseException) -> bool:
-    """Whether a wrapper or a vector environment of gymnasium's could not take what a step answered."""
-    return "unpack" in first_line(error) and _raised_in(error, "step")
+    """Whether a wrapper or a vector environment could not take what the step of an older API answered it."""
+    return "unpack (expected 5" in first_line(error) and _innermost(error).co_name in ("step", "_raise_if_errors")
 
 
-def _raised_in(error: BaseException, *functions: str) -> bool:
-    """Whether one of these functions raised an error itself, gymnasium's or one of this file."""
+def _innermost(error: BaseException) -> types.CodeType:
+    """The function that raised an error itself."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    module = frame.f_globals.get("__name__", "")
-    return frame.f_code.co_name in functions and (module == __name__ or module.startswith("gymnasium."))
+    return frame.f_code
 
 
 class Checked(gym.Wrapper):
@@ -175,7 +175,7 @@ class Checked(gym.Wrapper):
         try:
             answer = self.env.step(action)
         except (TypeError, ValueError) as error:
-            if wrapper_unpacks(error):
+            if self._first and wrapper_unpacks(error):
                 raise self._error(OLD_STEP) from error
             raise
         if not whole(answer):
@@ -202,7 +202,7 @@ class Checked(gym.Wrapper):
         try:
             answer = self.env.reset(**settings)
         except TypeError as error:
-            if "unexpected keyword argument" in str(error) and _raised_in(error, "reset", "_reset"):
+            if "unexpected keyword argument" in first_line(error) and _innermost(error).co_name in ("reset", "_reset"):
                 raise self._error(f"its reset has to take seed and options ({first_line(error)})") from error
             raise
         if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict | None):
