@@ -143,8 +143,7 @@ def test_runs_of_other_spaces_and_networks_go_on_to_the_bit(tmp_path, tiny, kind
 _SECOND = {"save_arrays": 2, "save_manifest": 2, "save_rename": 2, "saved": 2, "write_row": 5, "evaluate": 2}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("point", faults.POINTS)
+@pytest.mark.parametrize("point", [p if p == "save_rename" else pytest.param(p, marks=SLOW) for p in faults.POINTS])
 def test_a_kill_at_any_named_point_is_resumed_to_the_bit(undisturbed, tmp_path, point):
     """SIGKILL in the fifth update, at a boundary, in an evaluation, while a row or a checkpoint is written."""
     count = _SECOND.get(point, 1 if point in ("renew", "export") else 5)
