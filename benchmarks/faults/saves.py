@@ -9,7 +9,7 @@ that is written is cut at random besides, as a kill within a write leaves it. Wh
 begins, which is killed, too. After every kill:
 
 - the newest checkpoint is the one from before or the one that was saved, with all its arrays, and nothing else;
-- a directory that holds any trace of a run is not begun afresh;
+- a directory that holds any trace of a run is not begun afresh, unless it is that of a first save before any update;
 - the next save succeeds, is what is found, and leaves nothing but whole checkpoints.
 
 Prints a table; exits with 1 if anything is wrong.
@@ -96,6 +96,7 @@ def _saves(keep: int, *updates: int) -> list[Save]:
 
 SCENARIOS = {
     "first": Scenario([], Save("checkpoints", content(0), 2)),
+    "first, of update 7": Scenario([], Save("checkpoints", content(7), 2)),
     "next, keep 1": Scenario(_saves(1, 50), Save("checkpoints", content(100), 1)),
     "next, keep 2": Scenario(_saves(2, 50, 100), Save("checkpoints", content(150), 2)),
     "again, keep 1": Scenario(_saves(1, 50), Save("checkpoints", content(50, 1), 1)),
@@ -192,7 +193,8 @@ def wrong(run: Path, save: Save, allowed: list[Checkpoint | None]) -> list[str]:
     if save.place != AGENT and (run / save.place).is_dir() and any((run / save.place).iterdir()):
         try:
             RunDirectory(run, resumed=False).close()
-            lines.append("a run would begin afresh")
+            if here is not None or save.saved.meta["update"] > 0:  # of update 0 there is nothing to lose
+                lines.append("a run would begin afresh")
         except UsageError as error:
             if "holds a run" not in str(error):
                 lines.append(str(error))
