@@ -1,6 +1,7 @@
 """Shared pieces of the tests: quiet TensorFlow, small networks in float64, a tiny training configuration."""
 
 import os
+import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -14,6 +15,9 @@ from trpo_tf.policy.networks import FlatNetwork
 from trpo_tf.rollout.environments import Environments
 from trpo_tf.session import Session
 from trpo_tf.training import use_threads
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's `make test &`; processes inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 use_threads(ComputeConfig())  # as a training process does, so that both round alike
 

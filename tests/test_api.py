@@ -36,6 +36,7 @@ def test_a_whole_life_of_an_agent(tmp_path, monkeypatch, capsys):
             lambda agent, row: print(row["env_steps"], row["policy/kl"]),
         ],
     )
+    assert all(row._rest is None for row in history[:-1]), "what a row waited with would take as much memory as the row"
     history.to_csv("hopper.csv")
     history.plot("hopper.png")
     assert len(capsys.readouterr().out.splitlines()) == len(history) == agent.update

@@ -85,4 +85,6 @@ class Recorder(Callback):
 
     def __call__(self, agent: Any, row: Row) -> None:
         """As Callback says."""
+        if self.history:
+            len(self.history[-1])  # completes it: what it would wait with takes as much memory as its numbers
         self.history.append(row)

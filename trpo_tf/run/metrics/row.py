@@ -15,6 +15,8 @@ class Row(MutableMapping[str, Any]):
       rest: gives the others.
     """
 
+    __slots__ = ("_metrics", "_rest")  # a History holds many
+
     def __init__(self, metrics: dict[str, Any], rest: "Future[dict[str, Any]] | None" = None):
         self._metrics, self._rest = metrics, rest
 
