@@ -36,7 +36,7 @@ import trpo_tf
 from trpo_tf.learner.objective import make_objective
 from trpo_tf.learner.policy_step import damped_natural_gradient
 from trpo_tf.policy.policy import Policy
-from trpo_tf.rollout.collector import aligned
+from trpo_tf.rollout.stepper import aligned
 from trpo_tf.types import Rollout, Trajectory
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -65,7 +65,7 @@ def random_rollout(policy: Policy, time_steps: int) -> Rollout:
     truncated, mask = random.random(shape) < 1e-3, np.ones(shape, np.float32)
     params, raw_action = (x.numpy().reshape(*shape, -1) for x in (params, raw_action))
     trajectory = Trajectory({name: obs}, raw_action, logp, reward, never, truncated, mask)
-    return Rollout(trajectory, params, np.zeros(shape, np.int32), reward, [], [], 0)
+    return Rollout(trajectory, params, np.zeros(shape, np.int32), reward, [], [], [], 0)
 
 
 def compiled(function: Callable[[], Any]) -> Callable[[], Any]:

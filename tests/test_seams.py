@@ -94,7 +94,8 @@ class Mixed:
         arrays = [
             mixed(*(getattr(r, name) for r in rollouts)) for name in ("behavior_params", "version", "discounted_return")
         ]
-        episodes = [[x for r in rollouts for x in getattr(r, name)] for name in ("episode_returns", "episode_lengths")]
+        names = "episode_returns", "episode_lengths", "episode_ends"
+        episodes = [[x for r in rollouts for x in getattr(r, name)] for name in names]
         return Rollout(Trajectory(obs, *rest), *arrays, *episodes, 0)
 
     def work_ahead(self):

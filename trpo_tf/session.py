@@ -24,6 +24,7 @@ from trpo_tf.rollout.sources import RolloutSource
 from trpo_tf.rollout.sources.lagging import LaggingSource
 from trpo_tf.rollout.sources.local import LocalSource
 from trpo_tf.rollout.sources.prefetching import PrefetchingSource
+from trpo_tf.rollout.stepper import LocalStepper
 from trpo_tf.rollout.vector_env import VectorEnv
 from trpo_tf.run.checkpoint import Checkpoint
 from trpo_tf.run.directory import versions
@@ -104,7 +105,8 @@ class Session:
             return policy.log_prob(params, action).numpy()
 
         limits = config.advantage.gamma, config.environment.max_invalid_rows
-        collector = Collector(make_envs, actor, config.time_steps, *limits)
+        stepper = LocalStepper(make_envs, actor, config.time_steps)
+        collector = Collector(stepper, actor, config.time_steps, *limits)
         source: RolloutSource = LocalSource(collector, actor, draw_noise, log_prob, config.time_steps)
         if config.off_policy.behavior_lag:
             source = LaggingSource(source, config.off_policy.behavior_lag)

@@ -39,6 +39,7 @@ class Rollout(NamedTuple):
     discounted_return: Any  # [T, B], R_t = gamma R_t-1 (1 - ended_t-1) + r_t of each stream since its episode began
     episode_returns: list[float]  # undiscounted, of the whole episodes that ended
     episode_lengths: list[int]
+    episode_ends: list[int]  # the time step at which each of them ended, from 0
     invalid: int  # transitions that were masked, because they held NaN or infinity
     restarts: int = 0  # environments made anew so far, because they failed
     dropped: int = 0  # transitions so far that were masked with them
@@ -49,8 +50,8 @@ def pack(rollout: Rollout, prefix: str) -> dict[str, np.ndarray]:
     fields = rollout._asdict()
     trajectory = fields.pop("trajectory")._asdict()
     leaves = {f"obs/{name}": x for name, x in trajectory.pop("obs").items()} | trajectory
-    numbers = {"episode_returns": np.float64, "episode_lengths": np.int64, "invalid": np.int64}
-    numbers |= {"restarts": np.int64, "dropped": np.int64}
+    numbers = {"episode_returns": np.float64, "episode_lengths": np.int64, "episode_ends": np.int64}
+    numbers |= {"invalid": np.int64, "restarts": np.int64, "dropped": np.int64}
     leaves |= {name: np.asarray(x, numbers.get(name)) for name, x in fields.items()}
     return {f"{prefix}/{name}": x for name, x in leaves.items()}
 
@@ -63,8 +64,9 @@ def unpack(arrays: dict[str, np.ndarray], prefix: str) -> Rollout | None:
     obs = {name.removeprefix("obs/"): x for name, x in leaves.items() if name.startswith("obs/")}
     trajectory = Trajectory(obs, **{name: leaves[name] for name in Trajectory._fields if name != "obs"})
     counts = (int(leaves[name]) for name in ("invalid", "restarts", "dropped"))
-    numbers = leaves["episode_returns"].tolist(), leaves["episode_lengths"].tolist(), *counts
-    return Rollout(trajectory, leaves["behavior_params"], leaves["version"], leaves["discounted_return"], *numbers)
+    episodes = (leaves[name].tolist() for name in ("episode_returns", "episode_lengths", "episode_ends"))
+    behavior = leaves["behavior_params"], leaves["version"], leaves["discounted_return"]
+    return Rollout(trajectory, *behavior, *episodes, *counts)
 
 
 class Batch(NamedTuple):

@@ -57,7 +57,7 @@ import numpy as np
 from trpo_tf.config import make_config
 from trpo_tf.learner.learner import Learner
 from trpo_tf.policy.policy import Policy
-from trpo_tf.rollout.collector import aligned
+from trpo_tf.rollout.stepper import aligned
 from trpo_tf.types import Rollout, Trajectory
 
 
@@ -80,7 +80,7 @@ reward, ones = random.standard_normal(shape).astype(np.float32), np.ones(shape, 
 action = random.integers(0, 4, (*shape, 1)).astype(np.float32)
 (leaf,) = policy.specs
 trajectory = Trajectory({leaf: obs}, action, logp, reward, never, never, ones)
-rollout = Rollout(trajectory, (), np.zeros(shape, np.int32), reward.cumsum(0), [], [], 0)
+rollout = Rollout(trajectory, (), np.zeros(shape, np.int32), reward.cumsum(0), [], [], [], 0)
 before = peak()
 metrics, fit = learner.update(rollout, 1, 0.0)
 fit.result()

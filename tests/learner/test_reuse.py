@@ -56,7 +56,7 @@ def made(value, time=3, envs=2):
     fields = [np.full((time, envs), value, np.float32) for _ in range(6)]
     obs = {"x": np.full((time + 1, envs, 5), value, np.float32)}
     params, version = np.full((time, envs, 2), value, np.float32), np.full((time, envs), value, np.int32)
-    return Rollout(Trajectory(obs, *fields), params, version, fields[0], [float(value)], [value], value)
+    return Rollout(Trajectory(obs, *fields), params, version, fields[0], [float(value)], [value], [0], value)
 
 
 def test_the_newest_rollouts_stand_side_by_side_and_the_places_of_others_are_masked():

@@ -16,6 +16,7 @@ from trpo_tf.policy.tensor_actor import make_actor
 from trpo_tf.rollout.backends.envpool import EnvPoolBackend
 from trpo_tf.rollout.collector import Collector
 from trpo_tf.rollout.environments import Environments
+from trpo_tf.rollout.stepper import LocalStepper
 
 GAMMA = 0.9
 
@@ -31,7 +32,8 @@ class Source:
         self.policy = Policy(probe.observation_space, probe.action_space, PolicyConfig(hidden_sizes=(8,)), 0)
         probe.close()
         actor = make_actor(self.policy)
-        self.collector = Collector(lambda update: environments.training(50 + update), actor, time_steps, GAMMA, limit)
+        stepper = LocalStepper(lambda update: environments.training(50 + update), actor, time_steps)
+        self.collector = Collector(stepper, actor, time_steps, GAMMA, limit)
         self._shape = time_steps, num_envs
 
     def collect(self):
@@ -277,7 +279,8 @@ def test_a_collector_is_restored_to_the_bit_where_environments_failed(fault, pro
     def another():
         config = EnvironmentConfig(env="given", num_envs=3, env_processes=processes, max_env_restarts=1000)
         made = Environments(config, functools.partial(Flaky, fault(0.03)))
-        return Collector(made.training, calm.collector._actor, 16, GAMMA, 100)
+        actor = calm.collector._actor
+        return Collector(LocalStepper(made.training, actor, 16), actor, 16, GAMMA, 100)
 
     def collect(one):
         calm.collector = one

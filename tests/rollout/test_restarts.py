@@ -58,7 +58,7 @@ def test_whatever_a_step_does_ends_the_episode_and_the_environment_is_made_anew(
     assert given.obs["observation"][1, 1] == 0, "the first observation of another episode"
     assert step(envs).mask.tolist() == [1, 1]
     assert not envs.pop_failures()
-    assert envs.pop_episodes() == ([], [])
+    assert envs.pop_episodes() == ([], [], [])
     envs.close()
 
 

@@ -161,7 +161,7 @@ class Scripted:
 
     def next(self):
         nothing = Trajectory({}, *[np.zeros((1, 1))] * 6)
-        return Rollout(nothing, np.zeros((1, 1)), np.array([[self.published[-1]]]), np.zeros((1, 1)), [], [], 0)
+        return Rollout(nothing, np.zeros((1, 1)), np.array([[self.published[-1]]]), np.zeros((1, 1)), [], [], [], 0)
 
     def work_ahead(self):
         raise AssertionError("nobody asked for it")

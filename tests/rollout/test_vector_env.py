@@ -227,5 +227,5 @@ def test_ends_in_both_ways_are_terminations_and_infinite_rewards_are_not_summed(
     assert step.reward.dtype == np.float32
     step = envs.step(np.zeros(1))
     assert (step.terminated[0], step.truncated[0], step.mask[0], step.reward[0]) == (False, False, 0, 0)
-    assert envs.pop_episodes() == ([0.0], [1])
-    assert envs.pop_episodes() == ([], [])
+    assert envs.pop_episodes() == ([0.0], [1], [0])
+    assert envs.pop_episodes() == ([], [], [])

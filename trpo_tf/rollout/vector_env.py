@@ -28,6 +28,7 @@ class Episodes(NamedTuple):
 
     returns: list[float]  # undiscounted
     lengths: list[int]
+    ends: list[int]  # time step at which each ended, the first after the last `pop_episodes` being 0
 
 
 class VectorEnv:
@@ -41,6 +42,8 @@ class VectorEnv:
       stagger: see above; without effect where the backend knows no time limit.
       longest: steps after which every episode is cut.
       max_restarts: environments that may be made anew because they failed; whoever steps them counts.
+      place: the number of the first of these environments among all of the run, and how many those are; None: these
+        are all. It decides how they are staggered.
 
     Attributes:
       backend: name of the backend, "envpool" or "gymnasium".
@@ -51,7 +54,14 @@ class VectorEnv:
       failures: since `pop_failures` was called, of environments that are made anew.
     """
 
-    def __init__(self, backend: Backend, stagger: bool = False, max_restarts: int = 0, longest: int = _NEVER):
+    def __init__(
+        self,
+        backend: Backend,
+        stagger: bool = False,
+        max_restarts: int = 0,
+        longest: int = _NEVER,
+        place: tuple[int, int] | None = None,
+    ):
         self._backend = backend
         self._named = Named(backend.env_name)
         self.backend = backend.name
@@ -66,11 +76,12 @@ class VectorEnv:
         self._cut_at = np.full(self.num_envs, longest)
         limit = backend.max_episode_steps
         if stagger and limit:
-            self._cut_at = -(-limit * np.arange(1, self.num_envs + 1) // self.num_envs)
+            first, count = place or (0, self.num_envs)
+            self._cut_at = -(-limit * (first + np.arange(1, self.num_envs + 1)) // count)
         self._quiet = int(self._cut_at.min())  # below that many steps from now, nothing is to be cut or reset
         self._all_valid = np.ones(self.num_envs, np.float32)
         self._all_valid.flags.writeable = False
-        self._episodes = Episodes([], [])
+        self._episodes, self._time = Episodes([], [], []), 0
         self.max_restarts = max_restarts
         self.failures: list[Failure] = []
 
@@ -97,6 +108,7 @@ class VectorEnv:
         with unwarned():
             counted, reward = finite_or_0(reward), reward.astype(np.float32)
         self._quiet -= 1
+        self._time += 1
         if self._quiet > 0 and not (terminated | truncated).any():
             self._length += 1
             self._return += counted
@@ -142,13 +154,14 @@ class VectorEnv:
     def _finish(self, whole: np.ndarray, over: np.ndarray) -> None:
         self._episodes.returns.extend(self._return[whole].tolist())
         self._episodes.lengths.extend(self._length[whole].tolist())
+        self._episodes.ends.extend([self._time - 1] * len(whole))
         self._length[over] = 0
         self._return[over] = 0.0
         self._cut_at[over] = self.longest
 
     def pop_episodes(self) -> Episodes:
         """The whole episodes that ended since the last call."""
-        done, self._episodes = self._episodes, Episodes([], [])
+        done, self._episodes, self._time = self._episodes, Episodes([], [], []), 0
         return done
 
     def pop_failures(self) -> list[Failure]:
