@@ -8,11 +8,27 @@ from typing import Any
 
 from trpo_tf.errors import Error, first_line, one_line, reason
 
+_kept: list[str] | None = None  # see `kept`
+
 
 def warn(message: str) -> None:
     """One line on stderr, control characters escaped; silent when stderr is gone."""
+    if _kept is not None:
+        _kept.append(message)
+        return
     with contextlib.suppress(OSError):  # a full disk: there is nowhere else to say it
         _write(sys.stderr, f"trpo_tf: {one_line(message)}\n")
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[list[str]]:
+    """Meanwhile `warn` adds to this list: where nobody reads stderr, and somebody else can say it."""
+    global _kept
+    before, _kept = _kept, []
+    try:
+        yield _kept
+    finally:
+        _kept = before
 
 
 @contextlib.contextmanager

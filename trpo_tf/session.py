@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from trpo_tf import faults, seeds, state
 from trpo_tf.acting.stateful import stateful_act
@@ -17,18 +16,14 @@ from trpo_tf.learner.learner import Learner
 from trpo_tf.messages import warn
 from trpo_tf.policy.policy import Policy
 from trpo_tf.policy.tensor_actor import make_actor
-from trpo_tf.rollout.collector import Collector
 from trpo_tf.rollout.environments import Environments
 from trpo_tf.rollout.evaluation import Evaluation, env_count, evaluate, longest_episode
 from trpo_tf.rollout.sources import RolloutSource
-from trpo_tf.rollout.sources.lagging import LaggingSource
-from trpo_tf.rollout.sources.local import LocalSource
-from trpo_tf.rollout.sources.prefetching import PrefetchingSource
-from trpo_tf.rollout.stepper import LocalStepper
 from trpo_tf.rollout.vector_env import VectorEnv
 from trpo_tf.run.checkpoint import Checkpoint
 from trpo_tf.run.directory import versions
 from trpo_tf.run.metrics.row import Row
+from trpo_tf.sources import Acting, make_source
 from trpo_tf.types import Rollout, pack, unpack
 
 _WINDOW = 20  # episodes in the running mean of returns
@@ -57,7 +52,7 @@ class Session:
     ):
         self.config, self.environments = config, environments
         self.own_networks = [model is not None for model in (policy_network, value_network)]
-        if config.off_policy.lag and any(self.own_networks):
+        if config.off_policy.lag and any(self.own_networks) and not config.workers.workers:
             raise UsageError(
                 "--pipeline and --behavior_lag go with the networks of the flags, not with your own models"
             )
@@ -84,33 +79,9 @@ class Session:
     def start(self) -> None:
         """Makes the training environments, where none are there."""
         if self.source is None:
-            self.source = self._make_source()
+            own, stopping = any(self.own_networks), lambda: self.stopping()
+            self.source = make_source(Acting(self.config, self.environments, self.policy, self.spaces, own, stopping))
         self._began = self._began or time.perf_counter()
-
-    def _make_source(self) -> RolloutSource:
-        config, policy = self.config, self.policy
-        acting = policy
-        if config.off_policy.lag:
-            weights_seed = seeds.derive_seed(config.run.seed, seeds.WEIGHTS)
-            acting = Policy(*self.spaces, config.policy, weights_seed)
-        actor, key = make_actor(acting, live=acting is policy), seeds.derive_seed(config.run.seed, seeds.ACTIONS)
-
-        def make_envs(update: int):
-            return self.environments.training(seeds.derive_seed(config.run.seed, seeds.TRAIN_ENVS, update))
-
-        def draw_noise(shape: tuple[int, int], count: int) -> np.ndarray:
-            return policy.distribution.noise(list(shape), tf.constant([key, count], tf.int32)).numpy()
-
-        def log_prob(params: np.ndarray, action: np.ndarray) -> np.ndarray:
-            return policy.log_prob(params, action).numpy()
-
-        limits = config.advantage.gamma, config.environment.max_invalid_rows
-        stepper = LocalStepper(make_envs, actor, config.time_steps)
-        collector = Collector(stepper, actor, config.time_steps, *limits)
-        source: RolloutSource = LocalSource(collector, actor, draw_noise, log_prob, config.time_steps)
-        if config.off_policy.behavior_lag:
-            source = LaggingSource(source, config.off_policy.behavior_lag)
-        return PrefetchingSource(source) if config.off_policy.pipeline else source
 
     def updates(self, until: int) -> Iterator[Row]:
         """Takes updates until so many environment steps are done in all; yields the metrics of each.
@@ -148,6 +119,7 @@ class Session:
         self.invalid += rollout.invalid
         self._returns.extend(rollout.episode_returns)
         self._lengths.extend(rollout.episode_lengths)
+        of_source = self.source.learned(self.env_steps)
         self._renewal_due = boundary
         with contextlib.suppress(Error):  # tried again, and raised, at the next step: this row is whole
             self._renew()
@@ -157,7 +129,7 @@ class Session:
             "time/env_steps_per_second": steps / (end - start),
             "time/elapsed_seconds": time.perf_counter() - self._began,
         }
-        return Row(self._counts(rollout) | learned | times, fit)
+        return Row(self._counts(rollout) | of_source | learned | times, fit)
 
     def _renew(self) -> None:
         """Fresh environments, where a boundary asks for them."""

@@ -70,6 +70,10 @@ class ActionSampler:
         split = zip(self._parts, self.split(params, "size"), self.split(mask, "mask_size"), strict=True)
         return join([part.masked(p, m, xp) if part.mask_size else p for part, p, m in split], xp)
 
+    def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """What draws of samples [*shape] need, [*shape, noise_size]."""
+        return join([part.noise(generator, shape) for part in self._parts])
+
     def draw(self, params, noise, xp=np):
         """[N, K], [N, noise_size] -> raw actions [N, A]."""
         split = zip(self._parts, self.split(params, "size"), self.split(noise, "noise_size"), strict=True)

@@ -103,6 +103,10 @@ class ArrayActor:
         """The likeliest raw action [B, A], and the recurrent states after these observations: none."""
         return self._sampler.mode(self._params(obs)), []
 
+    def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """What draws of samples [*shape] need, [*shape, noise_size]."""
+        return self._sampler.noise(generator, shape)
+
     def to_env(self, raw_action: np.ndarray) -> Any:
         """Raw actions [B, A] -> what the environments' step takes, [B, ...] in the structure of the action space."""
         return self._sampler.to_env(raw_action)

@@ -8,6 +8,7 @@ A sampler knows
   mask_size       how many choices an action mask may take away; 0 where `masked` does not exist
   in_numpy        whether `draw` exists; if not, only TensorFlow can draw
   draw            from parameters and noise to raw actions
+  noise           what draws of samples [*shape] need, [*shape, noise_size] float32, of a NumPy generator
   to_env          from raw actions to what the environment's step takes
 Functions with an argument xp take and return arrays, or tensors with xp=tensorflow.
 """
@@ -45,6 +46,10 @@ class GaussianSampler:
         self.outputs = len(self.bias)
         self.to_env = bounds
 
+    def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Standard normal [*shape, A]."""
+        return generator.standard_normal((*shape, self.noise_size), np.float32)
+
     def draw(self, params, noise, xp=np):
         """[N, 2A], standard normal [N, A] -> [N, A]."""
         size = self.action_size
@@ -64,6 +69,10 @@ class BetaSampler:
         self.size = self.outputs = 2 * self.action_size
         self.bias, self.free = np.zeros(self.size, np.float32), _NONE
         self.to_env = bounds
+
+    def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Uniform [*shape, A]."""
+        return generator.random((*shape, self.noise_size), np.float32)
 
 
 class CategoricalSampler:
@@ -107,6 +116,10 @@ class CategoricalSampler:
         counted = xp.maximum(allowed, 1 - largest(allowed, xp))
         return xp.where(self.flat(counted, xp) > 0, params, xp.zeros_like(params) + NEVER)
 
+    def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Standard Gumbel [*shape, K]."""
+        return generator.gumbel(size=(*shape, self.noise_size)).astype(np.float32)
+
     def draw(self, params, noise, xp=np):
         """[N, K], standard Gumbel [N, K] -> [N, M]."""
         return cast(xp.argmax(self.table(params + noise, NEVER, xp), -1), np.float32, xp)
@@ -126,6 +139,10 @@ class BernoulliSampler:
         self.action_size = self.size = self.outputs = self.noise_size = int(np.prod(space.shape))
         self.bias, self.free = np.zeros(self.size, np.float32), _NONE
         self._shape, self._dtype = space.shape, np.dtype(space.dtype)
+
+    def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Standard logistic [*shape, A]."""
+        return generator.logistic(size=(*shape, self.noise_size)).astype(np.float32)
 
     def draw(self, params, noise, xp=np):
         """[N, A], standard logistic [N, A] -> [N, A]."""

@@ -28,10 +28,11 @@ from trpo_tf.config.training import (
     structural,
     to_dict,
 )
+from trpo_tf.config.workers import WorkersConfig
 
 __all__ = [
     "GROUPS", "AdvantageConfig", "ComputeConfig", "Config", "EnvironmentConfig", "EvaluateConfig", "ExportConfig",
     "OffPolicyConfig", "PlotConfig", "PolicyConfig", "RadiusConfig", "RunConfig", "ServeConfig", "TrustRegionConfig",
-    "ValueConfig", "from_dict", "from_text", "make_config", "nearest", "of_checkpoint", "of_file", "portable",
-    "refuse_commands_own", "settings", "show_settings", "structural", "to_dict",
+    "ValueConfig", "WorkersConfig", "from_dict", "from_text", "make_config", "nearest", "of_checkpoint", "of_file",
+    "portable", "refuse_commands_own", "settings", "show_settings", "structural", "to_dict",
 ]  # fmt: skip

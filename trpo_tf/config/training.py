@@ -8,6 +8,7 @@ from typing import Any
 
 from trpo_tf.config import rooms
 from trpo_tf.config.off_policy import OffPolicyConfig
+from trpo_tf.config.workers import WorkersConfig
 from trpo_tf.errors import UsageError
 
 
@@ -26,6 +27,7 @@ class Config:
     trust_region: rooms.TrustRegionConfig = dataclasses.field(default=rooms.TrustRegionConfig())
     radius: rooms.RadiusConfig = dataclasses.field(default=rooms.RadiusConfig())
     off_policy: OffPolicyConfig = dataclasses.field(default=OffPolicyConfig())
+    workers: WorkersConfig = dataclasses.field(default=WorkersConfig())
     value: rooms.ValueConfig = dataclasses.field(default=rooms.ValueConfig())
     compute: rooms.ComputeConfig = dataclasses.field(default=rooms.ComputeConfig())
 
@@ -34,6 +36,7 @@ class Config:
             raise UsageError("--env is missing; name an environment, such as --env=Hopper-v5")
         if self.off_policy.pipeline and self.run.checkpoint_every == 1:
             raise UsageError("--checkpoint_every=1: --pipeline collects ahead between checkpoints only; must be >= 2")
+        self._check_workers()
         if self.radius.radius == "adaptive":
             if self.environment.num_envs < 2:
                 raise UsageError(
@@ -46,6 +49,21 @@ class Config:
                     f"--max_kl={max_kl}: with --radius=adaptive between --min_kl={low} and --max_kl_bound={high}"
                 )
 
+    def _check_workers(self) -> None:
+        workers, envs = self.workers.workers, self.environment.num_envs
+        if workers and envs % workers:
+            near = -(-envs // workers) * workers
+            raise UsageError(
+                f"--workers={workers}: must divide --num_envs={envs}, since all step as many; or --num_envs={near}"
+            )
+        if workers and self.environment.env_processes:
+            raise UsageError("--env_processes: workers are processes already; use more --workers")
+
+    @property
+    def stale(self) -> bool:
+        """Whether transitions of older policies are learned from."""
+        return self.off_policy.enabled or self.workers.asynchronous
+
     @property
     def time_steps(self) -> int:
         """T, the time steps per environment and update: whole sequences."""
@@ -57,6 +75,8 @@ class Config:
         return make_config(**(to_dict(self) | settings))
 
 
+_OWN = {"resume", "ray_address", "allow_insecure_ray"}  # what joins a cluster runs what its members send
+
 GROUPS = {
     "run": "the run",
     "environment": "environments",
@@ -65,6 +85,7 @@ GROUPS = {
     "trust_region": "trust region",
     "radius": "adaptive radius",
     "off_policy": "stale data",
+    "workers": "rollout workers on Ray",
     "value": "value fit",
     "compute": "computing",
 }
@@ -133,8 +154,8 @@ def refuse_commands_own(given: dict[str, Any]) -> None:
 
 
 def portable(values: dict[str, Any]) -> dict[str, Any]:
-    """Flat settings without those of one run: that it goes on, and the places on its machine."""
-    own = {field.name for _, field in settings() if field.metadata["path"]} | {"resume"}
+    """Flat settings without those of one run: that it goes on, the places on its machine, and whom it trusts."""
+    own = {field.name for _, field in settings() if field.metadata["path"]} | _OWN
     return {name: value for name, value in values.items() if name not in own}
 
 
@@ -169,6 +190,23 @@ def of_checkpoint(values: dict[str, Any], given: dict[str, Any]) -> Config:
       UsageError: as `of_file`, `from_dict` and `make_config`.
     """
     return from_dict(of_file(values, given)).replace(**{"allow_env_module": False} | given)
+
+
+def check_address(values: dict[str, Any], given: dict[str, Any]) -> None:
+    """Asks for the Ray cluster of a run that goes on: its address is never taken from a file.
+
+    Args:
+      values: the checkpoint's flat settings. given: settings that take their place.
+
+    Raises:
+      UsageError: the run had a cluster, and none is given.
+    """
+    there = values.get("ray_address")
+    if there and "ray_address" not in given and given.get("workers") != 0:
+        raise UsageError(
+            f"--ray_address is missing: the run's workers were at {there}; pass it again, or another one, or "
+            "--ray_address= for workers on this machine"
+        )
 
 
 def structural() -> list[str]:

@@ -60,14 +60,14 @@ class Learner(tf.Module):
         self.reward_scaler = RewardScaler(config.advantage.scale_reward)
         self.adam = value_fit.AdamState(policy.value_network.size)
         weights = batch_weights(config.off_policy)
-        self.replay = Replay(weights) if config.off_policy.enabled else None
+        self.replay = Replay(weights) if config.stale else None
         self._layout = Layout(config.time_steps, envs * len(weights), length)  # the first num_envs columns are new
         self._chunk = -(-config.compute.chunk_size // length) * length  # whole sequences
         self._preparation = Preparation(policy, config, self._layout, self._chunk, self.reward_scaler)
         self.step_rule = step_rule or TrustRegion(
             config,
             policy.network.size,
-            length_factor(weights, config.off_policy.lag),
+            length_factor(weights, 0 if config.workers.asynchronous else config.off_policy.lag),
             self._layout.column_of_row() % envs % 2,
         )
         stepped = [*policy.network.model.trainable_variables, *self.step_rule.variables]

@@ -32,6 +32,7 @@ class Stale(NamedTuple):
     behavior_params: tf.Tensor  # [N, K]
     new_advantage: tf.Tensor  # [T, B], in the environment's units of reward
     metrics: dict[str, tf.Tensor]
+    lag: tf.Tensor | None  # scalar float64, mean staleness of the new transitions; None where settings fix it
 
 
 class Prepared(NamedTuple):
@@ -144,11 +145,15 @@ class Preparation:
         )
         estimate = found.estimate
         seen = estimate.weights, found.ratio, estimate.advantage, found.kl, given.staleness
-        count = config.off_policy.lag + layout.columns // config.environment.num_envs
-        metrics = staleness.diagnostics(
-            staleness.Seen(*(tf.reshape(x, [-1]) for x in seen)), count, config.off_policy.vtrace_rho
-        )
-        return estimate, Stale(layout.batch(given.behavior_params), found.new_advantage, metrics)
+        mixed, lag = layout.columns // config.environment.num_envs, None
+        count = mixed + (staleness.COUNTED if config.workers.asynchronous else config.off_policy.lag)
+        everything = staleness.Seen(*(tf.reshape(x, [-1]) for x in seen))
+        metrics = staleness.diagnostics(everything, count, config.off_policy.vtrace_rho)
+        if config.workers.asynchronous:
+            new = slice(config.environment.num_envs)
+            lag = staleness.mean(given.staleness[:, new], trajectory.mask[:, new])
+            metrics |= staleness.spread(everything, count, lag)
+        return estimate, Stale(layout.batch(given.behavior_params), found.new_advantage, metrics, lag)
 
     def _compare(self, trajectory: Trajectory, behavior_params, obs: dict, constants: tuple) -> Comparison:
         """The policy of now, as the policy step computes it, beside the one that acted. obs: flat, [>= N, ...]."""
@@ -172,7 +177,7 @@ class Preparation:
         returns, mask = estimate.returns, estimate.weights
         if new < width:
             returns = tf.pad(returns, [[0, 0], [0, width - new]])
-        if self._config.off_policy.enabled:
+        if self._config.stale:
             mask = tf.sign(mask) * (np.arange(width) < new)
         weights = rows(estimate.weights)
         batch = Batch(
@@ -183,6 +188,6 @@ class Preparation:
             weights=weights,
         )
         value_batch = ValueBatch(
-            features, rows(returns), rows(values[:-1]), rows(mask) if self._config.off_policy.enabled else weights
+            features, rows(returns), rows(values[:-1]), rows(mask) if self._config.stale else weights
         )
         return batch, value_batch

@@ -11,6 +11,8 @@ from trpo_tf.learner import line_search
 from trpo_tf.learner.policy_step import PolicyStep
 from trpo_tf.learner.statistics import mean_weights, weighted_sum
 
+COUNTED = 8  # versions of new transitions that have a metric of their own, where their staleness is not fixed
+
 
 class Seen(NamedTuple):
     """What `diagnostics` looks at, of N transitions."""
@@ -48,6 +50,29 @@ def diagnostics(seen: Seen, counted: int, rho_max: float) -> dict[str, tf.Tensor
     for k in range(counted):
         found[f"share_of_staleness_{k}"] = weighted_sum(tf.cast(seen.staleness == k, tf.float64), weights)
     return {f"stale/{name}": value for name, value in found.items()}
+
+
+def mean(staleness: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """The mean staleness of transitions where mask is 1, a scalar, float64; 0 where it is 1 nowhere."""
+    return weighted_sum(tf.cast(staleness, tf.float64), mean_weights(mask))
+
+
+def spread(seen: Seen, counted: int, lag: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Metrics of transitions whose staleness is not known beforehand.
+
+    Args:
+      seen: of N transitions.
+      counted: as `diagnostics`; the last bin of the histogram has all that are older.
+      lag: mean staleness of the new transitions.
+    """
+    weights = mean_weights(seen.weights)
+    older = tf.cast(seen.staleness >= counted, tf.float64)
+    largest = tf.reduce_max(tf.where(seen.weights > 0, seen.staleness, 0))
+    return {
+        "stale/mean_staleness": lag,
+        "stale/max_staleness": largest,
+        "stale/share_of_older": weighted_sum(older, weights),
+    }
 
 
 def accept(step: PolicyStep, theta_old: tf.Tensor, usable: tf.Tensor) -> PolicyStep:

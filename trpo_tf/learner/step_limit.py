@@ -92,7 +92,7 @@ def step_limit(
     config: TrustRegionConfig,
     advantage_std: tf.Tensor,
     gamma: float,
-    length_factor: float,
+    length_factor: float | tf.Tensor,
     radius_factor: tf.Tensor,
     penalty: tf.Tensor | None = None,
 ) -> Constraint | Penalty:
@@ -105,10 +105,10 @@ def step_limit(
       config: max_kl and max_step are read.
       advantage_std: scalar float64, of the advantages in standard deviations of the discounted return.
       gamma: the discount.
-      length_factor: of step lengths, for stale transitions; a KL is quadratic in it.
+      length_factor: of step lengths, for stale transitions, a number or a scalar float64; a KL is quadratic in it.
       radius_factor: scalar float64, of the KL, from an adaptive radius.
       penalty: the coefficient, scalar float64, where a penalty takes the constraint's place.
     """
-    max_kl = tf.constant(config.max_kl * length_factor**2, tf.float64) * radius_factor
+    max_kl = tf.convert_to_tensor(config.max_kl * length_factor**2, tf.float64) * radius_factor
     max_step = config.max_step * advantage_std / max(1.0 - gamma, 1e-9) * length_factor * tf.sqrt(radius_factor)
     return Constraint(max_kl, max_step) if penalty is None else Penalty(penalty, max_step)

@@ -33,7 +33,8 @@ class TrustRegion(tf.Module):
     Args:
       config: of the run.
       size: P.
-      length_factor: of step lengths, for stale transitions.
+      length_factor: of step lengths, for transitions that are used again, and for a lag that settings fix. For any
+        other lag the batch's own mean staleness s divides by sqrt(1 + s) besides; see reuse.length_factor.
       halves: [N], 0 or 1, which half of the environments each transition is of.
     """
 
@@ -58,13 +59,16 @@ class TrustRegion(tf.Module):
             metrics |= self.radius.measure(theta_old, lambda theta: objective.surrogate(theta, new), std)
             factor = self.radius.factor()
         penalty = self.penalty.penalty.value() if self.penalty else None
-        limit = step_limit(config.trust_region, std, config.advantage.gamma, self._length_factor, factor, penalty)
+        length = self._length_factor
+        if stale and stale.lag is not None:
+            length = length / tf.sqrt(1.0 + stale.lag)
+        limit = step_limit(config.trust_region, std, config.advantage.gamma, length, factor, penalty)
         step = policy_step(objective, limit, theta_old, config.trust_region)
         metrics |= old_policy_metrics(step, objective)
         if stale and config.off_policy.correct_stale:
             size = stale.metrics["stale/effective_sample_size"]
             step = staleness.accept(step, theta_old, size >= config.off_policy.min_effective_sample_size)
-        metrics |= step_metrics(step) | self._follow(objective, theta_old, step, factor, std)
+        metrics |= step_metrics(step) | self._follow(objective, theta_old, step, length, factor, std)
         if stale:
             new_params = objective.params(step.theta)
             kl = mean_kl(objective.distribution, stale.behavior_params, new_params, objective.weights)
@@ -72,11 +76,11 @@ class TrustRegion(tf.Module):
         return step.theta, metrics | {"policy/advantage_std": std}
 
     def _follow(
-        self, objective: Objective, theta_old: tf.Tensor, step: PolicyStep, factor, std
+        self, objective: Objective, theta_old: tf.Tensor, step: PolicyStep, length, factor, std
     ) -> dict[str, tf.Tensor]:
         """Tells radius and penalty coefficient of a step; returns metrics."""
         config, metrics = self._config.trust_region, {}
-        max_kl = tf.constant(config.max_kl * self._length_factor**2, tf.float64) * factor
+        max_kl = tf.convert_to_tensor(config.max_kl * length**2, tf.float64) * factor
         if self.radius:
             half = tf.constant(self._halves, objective.batch.weights.dtype)
             predicted = predicted_gain(objective, theta_old, step, half, config)

@@ -49,6 +49,10 @@ class TensorActor:
         raw_action, *states = (x.numpy() for x in self._mode(*self._tensors(obs)))
         return raw_action, states
 
+    def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """What draws of samples [*shape] need, [*shape, noise_size]."""
+        return self._policy.distribution.sampler.noise(generator, shape)
+
     def to_env(self, raw_action: np.ndarray) -> Any:
         """Raw actions [B, A] -> what the environments' step takes, [B, ...] in the structure of the action space."""
         return self._policy.distribution.to_env(raw_action, np)

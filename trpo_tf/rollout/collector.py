@@ -168,6 +168,14 @@ class Collector:
         self._discounted_return = np.where(np.isfinite(carried), carried, np.float32(0))  # or it would never end
         return totals
 
+    def forget(self) -> None:
+        """Drops the record of actions: these environments will never be put back to where they were."""
+        self._actions, self._failed = [], []
+
+    def metrics(self) -> dict[str, Any]:
+        """Metrics of whatever steps the environments."""
+        return self._stepper.metrics()
+
     def close(self) -> None:
         """Frees the environments."""
         self._stepper.close()

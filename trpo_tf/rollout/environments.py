@@ -1,11 +1,13 @@
 """The environments of a run, made of an id, of a function that makes one, or given as a vector environment."""
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 
 from trpo_tf.config.rooms import EnvironmentConfig
 from trpo_tf.errors import Error, UsageError, first_line
@@ -65,17 +67,41 @@ class Environments:
             self._backend_of(self._eval_env)
         self._spaces: tuple[gym.Space, gym.Space] | None = None  # those that `probe` found
 
-    def training(self, seed: int) -> VectorEnv:
+    def training(self, seed: int, place: tuple[int, int] | None = None) -> VectorEnv:
         """config.num_envs environments; environment b has the seed seed + b.
 
         A given vector environment of gymnasium is reset with this seed; one of EnvPool keeps the seeds it has.
+
+        place: see VectorEnv.
 
         Raises:
           UsageError: they cannot be made as asked for.
           EnvironmentFailure: one raised while it was made.
         """
         backend = self._given(seed) if _is_given(self._env) else self._make(self._env, self._config.num_envs, seed)
-        return VectorEnv(self._agreeing(backend, "env"), self._config.stagger, self._config.max_env_restarts)
+        restarts = self._config.max_env_restarts
+        return VectorEnv(self._agreeing(backend, "env"), self._config.stagger, restarts, place=place)
+
+    def of_worker(self, config: EnvironmentConfig) -> "Environments":
+        """Those of one rollout worker, to be sent to its process.
+
+        Args:
+          config: as that of all, but for num_envs and env_threads.
+
+        Raises:
+          UsageError: a vector environment was given.
+        """
+        if self.given:
+            raise UsageError(f"--workers: {self.name} is a vector environment; pass an id or a function instead")
+        one = copy.copy(self)
+        one._config, one._eval_env, one._worked, one._told = config, None, set(self._worked), set()
+        return one
+
+    def registered(self) -> EnvSpec | None:
+        """What a process that does not know gymnasium's id of the environment needs; None where there is no such id."""
+        env = self._env
+        known = isinstance(env, str) and self.backend == "gymnasium" and ":" not in env
+        return single_env.portable_spec(env) if known else None
 
     def evaluation(
         self,

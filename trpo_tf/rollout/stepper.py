@@ -109,6 +109,10 @@ class Stepper(Protocol):
         """
         ...
 
+    def metrics(self) -> dict[str, Any]:
+        """By name; of workers, where there are any."""
+        ...
+
     def close(self) -> None:
         """Frees the environments."""
 
@@ -196,6 +200,10 @@ class LocalStepper:
                     for name, state in zip(states, after, strict=True):
                         seen_obs[name][t + 1] = state
         return steps, Losses(losses.restarts, losses.dropped, losses.failed), envs.pop_episodes()
+
+    def metrics(self) -> dict[str, Any]:
+        """None."""
+        return {}
 
     def close(self) -> None:
         """As Stepper says."""

@@ -39,10 +39,19 @@ def by_id(env_id: str, settings: dict[str, Any], render_mode: str | None) -> Cal
     module, _, name = env_id.rpartition(":")
     if module:
         importlib.import_module(module)
-    spec = copy.copy(gym.spec(name))
+    return _Made(portable_spec(name), settings | ({"render_mode": render_mode} if render_mode else {}))
+
+
+def portable_spec(env_id: str) -> EnvSpec:
+    """The spec of a registered id, as another process can use it.
+
+    Raises:
+      gymnasium.error.Error: there is none.
+    """
+    spec = copy.copy(gym.spec(env_id))
     if isinstance(spec.entry_point, str) and spec.entry_point.startswith("__main__:"):
         spec.entry_point = load_env_creator(spec.entry_point)
-    return _Made(spec, settings | ({"render_mode": render_mode} if render_mode else {}))
+    return spec
 
 
 class _Made:

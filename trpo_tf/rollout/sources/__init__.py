@@ -1,6 +1,6 @@
 """Where rollouts come from: sources of one kind, which a session asks for one rollout after the other."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -10,7 +10,10 @@ Weights = dict[str, np.ndarray]  # by name: all that acting depends on
 
 
 class RolloutSource(Protocol):
-    """A source of rollouts. Per update, a session calls `publish`, `next`, and perhaps `work_ahead` or `renew`."""
+    """A source of rollouts.
+
+    Per update, a session calls `publish`, `next`, perhaps `work_ahead`, `learned`, and perhaps `renew`.
+    """
 
     def publish(self, version: int, weights: Weights) -> None:
         """Makes the policy with `version` updates behind it known. Every version is published once, in order."""
@@ -25,6 +28,10 @@ class RolloutSource(Protocol):
 
     def work_ahead(self) -> None:
         """Another rollout will be asked for before `renew`: a source that can begins it now, if it has not yet."""
+
+    def learned(self, env_steps: int) -> dict[str, Any]:
+        """An update has learned from the last rollout, and the run has so many transitions now. Returns metrics."""
+        ...
 
     def renew(self, update: int) -> None:
         """Fresh environments, seeded for this update: a boundary that an undisturbed and a resumed run share."""

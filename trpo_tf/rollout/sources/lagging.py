@@ -1,6 +1,7 @@
 """A policy that acts some updates behind the one that learns, to study staleness."""
 
 import collections
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,10 @@ class LaggingSource:
     def work_ahead(self) -> None:
         """As RolloutSource says."""
         self._source.work_ahead()
+
+    def learned(self, env_steps: int) -> dict[str, Any]:
+        """As RolloutSource says."""
+        return self._source.learned(env_steps)
 
     def renew(self, update: int) -> None:
         """As RolloutSource says."""

@@ -15,7 +15,7 @@ class LocalSource:
 
     Args:
       collector: of `actor`.
-      actor: takes weights over by `set_weights`.
+      actor: takes weights over by `set_weights`; an actor, or what hands them to workers.
       draw_noise: from ([T, B], the number of time steps so far) to noise [T, B, noise_size].
       log_prob: as Collector.collect takes it.
       time_steps: T.
@@ -45,6 +45,10 @@ class LocalSource:
 
     def work_ahead(self) -> None:
         """Nothing: a rollout is made when it is asked for."""
+
+    def learned(self, env_steps: int) -> dict[str, Any]:
+        """As RolloutSource says."""
+        return self._collector.metrics()
 
     def renew(self, update: int) -> None:
         """As RolloutSource says."""

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,10 @@ class PrefetchingSource:
         future: Future[Rollout] = Future()
         threading.Thread(target=self._run, args=(future,), name="rollout").start()
         self._ahead = future
+
+    def learned(self, env_steps: int) -> dict[str, Any]:
+        """As RolloutSource says."""
+        return self._source.learned(env_steps)
 
     def renew(self, update: int) -> None:
         """As RolloutSource says; no rollout is under way."""

@@ -9,10 +9,11 @@ import rich.progress
 import rich.table
 
 from trpo_tf.messages import Outlet, warn_on_failure
-from trpo_tf.run.metrics.declaration import METRICS
+from trpo_tf.run.metrics.declaration import METRICS, Metric
 from trpo_tf.run.metrics.logger import Logger
 
-_SHOWN = tuple(metric for metric in METRICS if metric.label)
+_COLUMNS = 4
+_OF_WORKERS = {"stale/mean_staleness", "workers/alive", "workers/deaths"}
 
 
 def make_console(stderr: bool = False) -> rich.console.Console:
@@ -69,18 +70,20 @@ class Screen(Logger):
             self._live.update(rich.console.Group(self._table(row), self._bar), refresh=True)
         elif row["update"] % self._line_every == 1:
             left = max(0, self._total - steps) / max(speed, 1e-9)
-            parts = [f"{metric.label} {_format(row.get(metric.name), metric.form)}" for metric in _SHOWN]
+            parts = [f"{metric.label} {_format(row.get(metric.name), metric.form)}" for metric in _shown(row)]
             self.say(f"{steps:>9,} steps, {speed:,.0f}/s, {left:.0f} s left | {', '.join(parts)}")
 
     def _table(self, row: dict[str, Any]) -> rich.table.Table:
-        """Two rows of name and value, so that it fits into 80 columns."""
+        """Rows of four names and values each, so that it fits into 80 columns."""
         table = rich.table.Table(box=None, padding=(0, 1, 0, 0), show_header=False)
-        for _ in range(len(_SHOWN) // 2):
+        for _ in range(_COLUMNS):
             table.add_column(style="dim", no_wrap=True)
             table.add_column(justify="right", no_wrap=True)
-        cells = [(metric.label, _format(row.get(metric.name), metric.form)) for metric in _SHOWN]
-        for half in (cells[::2], cells[1::2]):
-            table.add_row(*(text for cell in half for text in cell))
+        shown = _shown(row)
+        cells = [(metric.label, _format(row.get(metric.name), metric.form)) for metric in shown]
+        rows = -(-len(cells) // _COLUMNS)
+        for first in range(rows):
+            table.add_row(*(text for cell in cells[first::rows] for text in cell))
         return table
 
     def evaluation(self, summary: dict[str, Any]) -> None:
@@ -92,6 +95,12 @@ class Screen(Logger):
         """Leaves the last view standing."""
         if self._live is not None:
             self._live.stop()
+
+
+def _shown(row: dict[str, Any]) -> list[Metric]:
+    """The metrics with a label; those of workers only where there are any."""
+    workers = "workers/alive" in row
+    return [metric for metric in METRICS if metric.label and (workers or metric.name not in _OF_WORKERS)]
 
 
 def _format(value: Any, form: str) -> str:

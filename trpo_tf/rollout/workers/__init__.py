@@ -1,0 +1,1 @@
+"""Rollout workers: processes that step environments, replaced when they die, and what is learned from them."""

@@ -1,0 +1,219 @@
+"""Rollouts from workers that nobody waits for: batches of the first fragments to arrive, whatever their versions."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from trpo_tf.errors import EnvironmentFailure, Interrupted, UsageError
+from trpo_tf.messages import warn
+from trpo_tf.rollout.sources import Weights
+from trpo_tf.rollout.workers.crew import Crew
+from trpo_tf.rollout.workers.fleet import Answer, Death
+from trpo_tf.rollout.workers.fragments import Shapes, joined
+from trpo_tf.rollout.workers.ledger import Ledger
+from trpo_tf.state import part, prefixed
+from trpo_tf.types import Rollout
+
+_HELD = 0.003  # seconds until slots are looked at again that are held back until a batch is taken
+_WAIT = 0.2  # seconds until anything else is
+_TOTALS = ("serial", "deaths", "unasked", "invalid", "restarts", "dropped")
+
+
+class AsynchronousSource:
+    """Interface: see RolloutSource. A thread sends the workers out, each again the moment it is back.
+
+    A batch is made of the first W fragments to arrive. Nobody is sent out while a whole batch waits: else a learner
+    that is slower than the workers would learn from ever older transitions.
+
+    Args:
+      make_crew: from the serial of the first worker to workers that begin.
+      workers: W.
+      shapes: of a fragment.
+      log_prob: from parameters [N, K] and raw actions [N, A] to log-probabilities [N].
+      max_invalid: transitions with NaN or infinity to mask before EnvironmentFailure is raised.
+      max_restarts: environments that may be made anew.
+      stopping: whether the run is to end.
+    """
+
+    def __init__(
+        self,
+        make_crew: Callable[[int], Crew],
+        workers: int,
+        shapes: Shapes,
+        log_prob: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        max_invalid: int,
+        max_restarts: int,
+        stopping: Callable[[], bool] = lambda: False,
+    ):
+        self._make_crew, self._count, self._shapes, self._log_prob = make_crew, workers, shapes, log_prob
+        self._limits, self._stopping = (max_invalid, max_restarts), stopping
+        self.ledger = Ledger()
+        self._totals = dict.fromkeys(_TOTALS, 0)
+        self._published: tuple[int, Any] | None = None
+        self._unshared: tuple[int, Weights] | None = None
+        self._crew: Crew | None = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._closing = False
+        self._change = threading.Condition()  # guards all above; told when a fragment has arrived, or an error
+
+    def publish(self, version: int, weights: Weights) -> None:
+        """As RolloutSource says: fragments that are asked for from now on are of this version."""
+        with self._change:
+            self._unshared = version, weights
+            self._ensure_thread()
+
+    def next(self) -> Rollout:
+        """As RolloutSource says.
+
+        Raises:
+          Interrupted: the run is to end, and no batch is there yet.
+          UsageError: a worker cannot make the environments as asked for.
+        """
+        with self._change:
+            self._ensure_thread()
+            while self.ledger.waiting < self._count:
+                if self._error is not None:
+                    error, self._error = self._error, None
+                    raise error
+                if self._stopping():
+                    raise Interrupted("the run ends without the batch that the workers were making")
+                self._change.wait(_WAIT)
+            fragments = self.ledger.first(self._count)
+        rollout = self._within(joined(fragments, self._log_prob, (self._totals["restarts"], self._totals["dropped"])))
+        with self._change:
+            self.ledger.take([int(x.sum()) for x in np.split(rollout.trajectory.mask, self._count, 1)])
+            self._totals["invalid"] += rollout.invalid
+            self._totals |= {"restarts": rollout.restarts, "dropped": rollout.dropped}
+        return rollout
+
+    def _within(self, rollout: Rollout) -> Rollout:
+        """The rollout, unless environments fail, or give NaN or infinity, too often."""
+        invalid, (most_invalid, most_restarts) = self._totals["invalid"] + rollout.invalid, self._limits
+        if invalid > most_invalid:
+            raise EnvironmentFailure(
+                f"{invalid} transitions with NaN or infinity from the environments, more than "
+                f"--max_invalid_rows={most_invalid}"
+            )
+        if rollout.restarts > most_restarts:
+            raise EnvironmentFailure(
+                f"environments failed {rollout.restarts} times; --max_env_restarts={most_restarts}"
+            )
+        return rollout
+
+    def work_ahead(self) -> None:
+        """Nothing: workers always do."""
+
+    def renew(self, update: int) -> None:
+        """Nothing: environments go on, and episodes are not cut."""
+
+    def learned(self, env_steps: int) -> dict[str, Any]:
+        """As RolloutSource says."""
+        with self._change:
+            self.ledger.learned(env_steps)
+            self._count_crew()
+            return {
+                "workers/alive": self._crew.alive if self._crew else 0,
+                "workers/deaths": self._totals["deaths"],
+                "workers/lost_fragments": self.ledger.lost,
+                "workers/refused_fragments": self.ledger.refused + self._totals["unasked"],
+                "workers/fastest_share": self.ledger.fastest_share(),
+            }
+
+    def state(self) -> dict[str, np.ndarray]:
+        """As RolloutSource says: the books, and nothing of the environments."""
+        with self._change:
+            self._count_crew()
+            totals = {name: np.array(value) for name, value in self._totals.items()}
+            return prefixed("ledger", self.ledger.state()) | prefixed("totals", totals)
+
+    def restore(self, state: dict[str, np.ndarray]) -> bool:
+        """As RolloutSource says. The books go on; the workers are new ones, with seeds that nobody had.
+
+        A run that had no such workers begins its books here.
+        """
+        totals = part("totals", state)
+        with self._change:
+            if totals:
+                self.ledger.restore(part("ledger", state))
+                self._totals = {name: int(totals[name]) for name in _TOTALS}
+            else:
+                self.ledger.begin_late()
+                warn("the run had no asynchronous workers before: its environments begin anew")
+        return True
+
+    def close(self) -> None:
+        """As RolloutSource says."""
+        with self._change:
+            self._closing = True
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+        if self._crew is not None:
+            self._crew.close()
+
+    def _count_crew(self) -> None:
+        if self._crew is not None:
+            for name in ("serial", "deaths", "unasked"):
+                self._totals[name] = getattr(self._crew, name)
+
+    def _ensure_thread(self) -> None:
+        if self._thread is None and not self._closing:
+            self._thread = threading.Thread(target=self._dispatch, name="workers", daemon=True)
+            self._thread.start()
+
+    def _dispatch(self) -> None:
+        """Sends workers out and takes in what they bring, until the source is closed or something fails."""
+        try:
+            if self._crew is None:
+                crew = self._make_crew(self._totals["serial"])
+                crew.deaths, crew.unasked = self._totals["deaths"], self._totals["unasked"]
+                self._crew = crew
+            crew = self._crew
+            while not self._closing and self._error is None:
+                with self._change:
+                    held = self._send_out(crew)
+                for event in crew.poll(_HELD if held else _WAIT):
+                    with self._change:
+                        self._take_in(crew, event)
+                        self._change.notify_all()
+        except BaseException as error:
+            with self._change:
+                self._error = error
+                self._change.notify_all()
+        finally:
+            with self._change:
+                self._thread = None
+
+    def _send_out(self, crew: Crew) -> bool:
+        """Asks every worker that is ready for its next fragment; whether some were held back."""
+        ready = crew.ready()
+        if self.ledger.waiting >= self._count or not (self._published or self._unshared):
+            return bool(ready)
+        if ready and self._unshared is not None:
+            version, weights = self._unshared
+            self._published, self._unshared = (version, crew.share(weights)), None
+        for slot in ready:
+            assert self._published is not None
+            crew.ask(slot, "fragment", self.ledger.ask(slot, crew.serial_of(slot)), *self._published)
+        return False
+
+    def _take_in(self, crew: Crew, event: Answer | Death) -> None:
+        """Puts what has happened into the books."""
+        slot = event.slot
+        identity = self.ledger.outstanding(slot)
+        if isinstance(event, Death) or identity is None:
+            self.ledger.lose(slot)
+        elif event.reply.trouble is not None:
+            self.ledger.lose(slot)
+            crew.replace(slot, event.reply.trouble.message)
+            if event.reply.trouble.kind == "usage":
+                self._error = UsageError(event.reply.trouble.message)
+        elif misfit := self._shapes.misfit(event.reply.value, identity):
+            self.ledger.refuse(slot)
+            crew.replace(slot, misfit)
+        else:
+            crew.accept(slot)
+            self.ledger.arrive(slot, event.reply.value)

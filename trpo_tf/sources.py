@@ -1,0 +1,155 @@
+"""Which source of rollouts a configuration asks for."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import tensorflow as tf
+
+from trpo_tf import seeds
+from trpo_tf.acting.array_actor import ArrayActor
+from trpo_tf.config import Config
+from trpo_tf.errors import UsageError
+from trpo_tf.messages import warn
+from trpo_tf.policy import worker_actor
+from trpo_tf.policy.policy import Policy
+from trpo_tf.policy.tensor_actor import make_actor
+from trpo_tf.rollout.collector import Collector
+from trpo_tf.rollout.environments import Environments
+from trpo_tf.rollout.sources import RolloutSource
+from trpo_tf.rollout.sources.lagging import LaggingSource
+from trpo_tf.rollout.sources.local import LocalSource
+from trpo_tf.rollout.sources.prefetching import PrefetchingSource
+from trpo_tf.rollout.stepper import LocalStepper
+from trpo_tf.rollout.workers.asynchronous import AsynchronousSource
+from trpo_tf.rollout.workers.crew import Crew
+from trpo_tf.rollout.workers.fleet import Fleet
+from trpo_tf.rollout.workers.fragments import Shapes
+from trpo_tf.rollout.workers.synchronous import WorkersStepper
+from trpo_tf.rollout.workers.worker import WorkerPlan
+
+
+class Acting(NamedTuple):
+    """What acts where in a run."""
+
+    config: Config
+    environments: Environments
+    policy: Policy  # that learns
+    spaces: tuple[gym.Space, gym.Space]  # of observations and actions of one environment
+    own_networks: bool  # whether the policy has Keras models of the user's
+    stopping: Callable[[], bool]  # whether the run is to end
+    make_fleet: Callable[[WorkerPlan], Fleet] | None = None  # makes workers; None: on Ray
+
+    @property
+    def envs(self) -> int:
+        """B, of each worker."""
+        return self.config.environment.num_envs // self.config.workers.workers
+
+    def log_prob(self, params: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """Log-probabilities [N] of raw actions [N, A] under parameters [N, K]."""
+        return self.policy.log_prob(params, action).numpy()
+
+
+def make_source(acting: Acting) -> RolloutSource:
+    """Makes the training environments, in this process or in workers, and what collects in them.
+
+    Raises:
+      UsageError: workers cannot have these environments, or this policy, or there is no Ray.
+      EnvironmentFailure: an environment failed.
+    """
+    config = acting.config
+    off_policy, asynchronous = config.off_policy, config.workers.asynchronous
+    make = _asynchronous if asynchronous else _synchronous if config.workers.workers else _local
+    source: RolloutSource = make(acting)
+    if off_policy.behavior_lag:
+        source = LaggingSource(source, off_policy.behavior_lag)
+    if off_policy.pipeline and asynchronous:
+        warn("--pipeline changes nothing: asynchronous workers collect while updates run in any case")
+    return PrefetchingSource(source) if off_policy.pipeline and not asynchronous else source
+
+
+def _local(acting: Acting) -> LocalSource:
+    config, policy = acting.config, acting.policy
+    if config.off_policy.lag:
+        policy = Policy(*acting.spaces, config.policy, seeds.derive_seed(config.run.seed, seeds.WEIGHTS))
+    actor = make_actor(policy, live=policy is acting.policy)
+
+    def make_envs(update: int):
+        return acting.environments.training(seeds.derive_seed(config.run.seed, seeds.TRAIN_ENVS, update))
+
+    stepper = LocalStepper(make_envs, actor, config.time_steps)
+    return _collecting(acting, Collector(stepper, actor, *_limits(config)), actor)
+
+
+def _synchronous(acting: Acting) -> LocalSource:
+    config = acting.config
+    dimensions = config.workers.workers, acting.envs, config.time_steps, config.environment.max_env_restarts
+    stepper = WorkersStepper(partial(_crew, acting, _plan(acting)), *dimensions, acting.stopping)
+    return _collecting(acting, Collector(stepper, make_actor(acting.policy, live=True), *_limits(config)), stepper)
+
+
+def _limits(config: Config) -> tuple[int, float, int]:
+    return config.time_steps, config.advantage.gamma, config.environment.max_invalid_rows
+
+
+def _collecting(acting: Acting, collector: Collector, taking: Any) -> LocalSource:
+    """The source of a collector; taking: takes weights over."""
+    key = seeds.derive_seed(acting.config.run.seed, seeds.ACTIONS)
+
+    def draw_noise(shape: tuple[int, int], count: int) -> np.ndarray:
+        return acting.policy.distribution.noise(list(shape), tf.constant([key, count], tf.int32)).numpy()
+
+    return LocalSource(collector, taking, draw_noise, acting.log_prob, acting.config.time_steps)
+
+
+def _asynchronous(acting: Acting) -> AsynchronousSource:
+    config, environment = acting.config, acting.config.environment
+    shapes = Shapes(make_actor(acting.policy, live=True), config.time_steps, acting.envs)
+    make_crew, limits = (
+        partial(_crew, acting, _plan(acting)),
+        (environment.max_invalid_rows, environment.max_env_restarts),
+    )
+    return AsynchronousSource(make_crew, config.workers.workers, shapes, acting.log_prob, *limits, acting.stopping)
+
+
+def _crew(acting: Acting, plan: WorkerPlan, serial: int = 0) -> Crew:
+    config = acting.config.workers
+    fleet = (acting.make_fleet or partial(_on_ray, acting))(plan)
+    return Crew(fleet, config.workers, config.fragment_timeout, serial)
+
+
+def _on_ray(acting: Acting, plan: WorkerPlan) -> Fleet:
+    from trpo_tf.rollout.workers.ray_fleet import RayFleet
+
+    config = acting.config
+    sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in acting.policy.specs.values()]
+    batch = (config.time_steps + 1) * config.environment.num_envs * (sum(sizes) + 256)
+    return RayFleet(config.workers, plan, 4 * batch)  # one flies, one waits, one is learned from, and one more
+
+
+def _plan(acting: Acting) -> WorkerPlan:
+    config, spec = acting.config, acting.policy.acting_spec()
+    environment, threads = config.environment, max(1, int(config.workers.worker_cpus))
+    make: Callable[[], Any] = partial(worker_actor.make, acting.spaces, config.policy, threads)
+    if spec is not None:
+        make = partial(ArrayActor, spec)
+    elif acting.own_networks:
+        raise UsageError(
+            "--workers: your own models go with them where the policy is of Dense layers, which workers compute in "
+            "NumPy; take the networks of the flags"
+        )
+    own = dataclasses.replace(environment, num_envs=acting.envs, env_threads=environment.env_threads or threads)
+    return WorkerPlan(
+        environments=acting.environments.of_worker(own),
+        registered=acting.environments.registered(),
+        make_actor=make,
+        workers=config.workers.workers,
+        envs=acting.envs,
+        time_steps=config.time_steps,
+        gamma=config.advantage.gamma,
+        max_invalid=environment.max_invalid_rows,
+        seed=config.run.seed,
+    )
