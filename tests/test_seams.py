@@ -101,6 +101,9 @@ class Mixed:
     def work_ahead(self):
         pass
 
+    def learned(self, env_steps):
+        return {}
+
     def renew(self, update):
         for source in self._sources:
             source.renew(update)
@@ -126,6 +129,11 @@ def targets(config):
     return Targets(make_config(env="CartPole-v1", num_envs=config.environment.num_envs).environment)
 
 
+def source_of(session):
+    session.start()
+    return session.source
+
+
 def test_another_backend_trains_and_is_evaluated_in():
     config = target_config()
     session = Session(config, targets(config))
@@ -141,7 +149,7 @@ def test_another_source_gives_batches_of_mixed_versions():
     """Three versions in one batch, in any order: each transition is corrected by its own, and the policy learns."""
     config = target_config(behavior_lag=2)
     session = Session(config, targets(config))
-    session.source = Mixed(lambda: Session(target_config(), targets(config))._make_source(), 6)
+    session.source = Mixed(lambda: source_of(Session(target_config(), targets(config))), 6)
     rows = list(session.updates(384 * 30))
     shares = [[row[f"stale/share_of_staleness_{k}"] for k in range(3)] for row in rows]
     np.testing.assert_allclose(shares[5:], np.full((len(rows) - 5, 3), 1 / 3), atol=0.03)

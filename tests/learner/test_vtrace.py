@@ -131,6 +131,32 @@ def test_targets_from_older_policies_are_the_values_of_the_current_one(lag):
     assert max(seen) > 3, "else this measures nothing"
 
 
+def test_targets_of_a_batch_of_mixed_versions_are_the_values_of_the_current_policy():
+    """As a batch of workers is: column by column another version, the ratio of each against its own."""
+    mdp, lags, envs, rng = Mdp(3), (0, 1, 3, 6), 6_000, np.random.default_rng(5)
+    guess = np.random.default_rng(6).normal(size=4)
+    versions, parts = [policies(4, k)[0] for k in range(7)], []  # of one walk
+    pi = versions[-1]
+    for lag in lags:
+        mu = versions[-1 - lag]
+        states, actions, reward = mdp.sample(mu, rng, 40, envs)
+        parts.append((states, reward, (pi / mu)[states[:-1], actions]))
+    shuffled = rng.permutation(len(lags) * envs)
+    states, reward, ratio = (np.concatenate(x, 1)[:, shuffled] for x in zip(*parts, strict=True))
+    none = np.zeros(reward.shape, bool)
+    _, targets = vtrace(reward, guess[states], ratio, none, none, np.ones_like(reward), mdp.gamma, 1.0, np.inf, np.inf)
+    _, wrong = vtrace(
+        reward, guess[states], np.ones_like(ratio), none, none, np.ones_like(reward), mdp.gamma, 1.0, np.inf, np.inf
+    )
+    exact, seen = mdp.solve(pi)[0], []
+    for state in range(4):
+        first, uncorrected = (x.numpy()[0][states[0] == state] for x in (targets, wrong))
+        error = first.std() / np.sqrt(len(first))
+        assert abs(first.mean() - exact[state]) < 3 * error + 1e-3
+        seen.append(abs(uncorrected.mean() - exact[state]) / error)
+    assert max(seen) > 3, "else this measures nothing"
+
+
 @pytest.mark.parametrize(("time", "gae_lambda"), [(1, 1.0), (10, 0.9)])
 def test_truncated_targets_have_the_values_of_the_policy_between(time, gae_lambda):
     """The fixed point is V of the policy proportional to min(rho_max mu, pi), equation 3 of the paper; traces, with the

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from trpo_tf.errors import UsageError
 from trpo_tf.rollout.collector import Collector
 from trpo_tf.rollout.sources import Weights
 from trpo_tf.types import Rollout
@@ -59,7 +60,16 @@ class LocalSource:
         return self._collector.state()
 
     def restore(self, state: dict[str, np.ndarray]) -> bool:
-        """As RolloutSource says."""
+        """As RolloutSource says.
+
+        Raises:
+          UsageError: the state is of asynchronous workers, of whose environments nothing is kept.
+        """
+        if "actions" not in state:
+            raise UsageError(
+                "this checkpoint of asynchronous workers has none of their environments; go on with --workers and "
+                "--workers_mode=asynchronous"
+            )
         return self._collector.restore(state)
 
     def close(self) -> None:

@@ -160,25 +160,18 @@ class AsynchronousSource:
                 self._totals[name] = getattr(self._crew, name)
 
     def _ensure_thread(self) -> None:
+        """Begins workers and thread, where there are none: Ray in the thread that asks, whose signals it would take."""
         if self._thread is None and not self._closing:
+            self._begun()
             self._thread = threading.Thread(target=self._dispatch, name="workers", daemon=True)
             self._thread.start()
 
     def _dispatch(self) -> None:
         """Sends workers out and takes in what they bring, until the source is closed or something fails."""
         try:
-            if self._crew is None:
-                crew = self._make_crew(self._totals["serial"])
-                crew.deaths, crew.unasked = self._totals["deaths"], self._totals["unasked"]
-                self._crew = crew
-            crew = self._crew
+            crew = self._begun()
             while not self._closing and self._error is None:
-                with self._change:
-                    held = self._send_out(crew)
-                for event in crew.poll(_HELD if held else _WAIT):
-                    with self._change:
-                        self._take_in(crew, event)
-                        self._change.notify_all()
+                self.dispatch_once(crew)
         except BaseException as error:
             with self._change:
                 self._error = error
@@ -186,6 +179,22 @@ class AsynchronousSource:
         finally:
             with self._change:
                 self._thread = None
+
+    def _begun(self) -> Crew:
+        if self._crew is None:
+            crew = self._make_crew(self._totals["serial"])
+            crew.deaths, crew.unasked = self._totals["deaths"], self._totals["unasked"]
+            self._crew = crew
+        return self._crew
+
+    def dispatch_once(self, crew: Crew) -> None:
+        """Sends out whoever may go, waits a moment, and takes in what has come back."""
+        with self._change:
+            held = self._send_out(crew)
+        for event in crew.poll(_HELD if held else _WAIT):
+            with self._change:
+                self._take_in(crew, event)
+                self._change.notify_all()
 
     def _send_out(self, crew: Crew) -> bool:
         """Asks every worker that is ready for its next fragment; whether some were held back."""

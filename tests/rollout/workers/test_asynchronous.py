@@ -1,0 +1,216 @@
+"""Training on what asynchronous workers bring: the versions, the books, resuming, and what ends it."""
+
+import time
+
+import numpy as np
+import pytest
+
+from tests.rollout.counting import Faulty
+from tests.rollout.workers.doubles import LocalFleet
+from trpo_tf import sources
+from trpo_tf.acting.array_actor import ArrayActor
+from trpo_tf.errors import EnvironmentFailure, Interrupted, UsageError
+from trpo_tf.rollout.environments import Environments
+from trpo_tf.session import Session
+
+
+@pytest.fixture
+def make(tiny, monkeypatch):
+    """Makes sessions of four environments in two asynchronous workers of this process."""
+    made = []
+    monkeypatch.setattr("trpo_tf.rollout.workers.crew._LONGEST_PAUSE", 0.0)
+
+    def go(env=None, fleet=LocalFleet, **changes):
+        monkeypatch.setattr(sources, "_on_ray", lambda acting, plan: fleet(plan))
+        config = tiny(**{"workers": 2} | ({"env": "given"} if env else {}) | changes)
+        made.append(Session(config, Environments(config.environment, env)))
+        made[-1].total_steps = 10**6
+        made[-1].start()
+        return made[-1]
+
+    yield go
+    for session in made:
+        session.close()
+
+
+def test_every_transition_was_drawn_by_the_policy_that_its_version_names(make):
+    """The parameters of each are computed anew, from the weights that were published as that version."""
+    session, archive, seen = make(), {}, []
+    publish, taken = session.source.publish, session.source.next
+
+    def keep(version, weights):
+        archive[version] = {name: x.copy() for name, x in weights.items()}
+        publish(version, weights)
+
+    def look():
+        seen.append(taken())
+        return seen[-1]
+
+    session.source.publish, session.source.next = keep, look
+    for _ in range(8):
+        session.step()
+    actor, versions = ArrayActor(session.policy.acting_spec()), set()
+    for update, rollout in enumerate(seen):
+        obs = rollout.trajectory.obs["observation"][:-1]
+        for t, b in np.ndindex(rollout.version.shape):
+            actor.set_weights(archive[int(rollout.version[t, b])])
+            params, _, _ = actor({"observation": obs[t, b : b + 1]}, np.zeros((1, actor.noise_size), np.float32))
+            np.testing.assert_allclose(params[0], rollout.behavior_params[t, b], atol=1e-5)
+        versions |= {update - int(version) for version in np.unique(rollout.version)}
+    assert len(versions) > 1, "else nothing was stale"
+
+
+def test_rows_tell_of_staleness_and_of_workers(make):
+    session = make()
+    rows = [dict(session.step()) for _ in range(6)]
+    assert rows[0]["stale/mean_staleness"] == 0
+    assert max(row["stale/max_staleness"] for row in rows) >= 1
+    for row in rows:
+        shares = [row[f"stale/share_of_staleness_{k}"] for k in range(9)] + [row["stale/share_of_older"]]
+        assert sum(shares) == pytest.approx(1)
+        assert sum(k * share for k, share in enumerate(shares[:9])) == pytest.approx(row["stale/mean_staleness"])
+        assert row["workers/alive"] == 2
+    assert rows[-1]["workers/fastest_share"] >= 0.5
+    assert session.env_steps == session.source.ledger.steps
+
+
+def test_the_radius_shrinks_with_the_staleness_of_the_batch_itself(make):
+    """max_kl / (1 + s), with s the mean staleness; max_step is out of the way."""
+    session = make(max_step=1e9)
+    rows = [session.step() for _ in range(8)]
+    used = [(row["stale/mean_staleness"], row["policy/max_kl_used"]) for row in rows]
+    assert len({stale for stale, _ in used}) > 1
+    for stale, max_kl in used:
+        assert max_kl == pytest.approx(0.03 / (1 + stale), rel=1e-5)
+
+
+def test_deaths_cost_what_was_in_flight_and_nothing_is_learned_twice(make):
+    def dies(slot, count, method):
+        return ("before" if count % 2 else "after") if method == "fragment" and count % 5 == 0 else ""
+
+    session = make(fleet=lambda plan: LocalFleet(plan, dies))
+    for _ in range(12):
+        row = session.step()
+    ledger = session.source.ledger
+    assert row["workers/deaths"] > 3
+    assert row["workers/lost_fragments"] > 3
+    assert ledger.steps == session.env_steps
+
+
+def test_a_run_goes_on_with_its_books_and_with_new_workers(make):
+    session = make()
+    for _ in range(4):
+        session.step()
+    saved = session.checkpoint()
+    serials = session.source._totals["serial"]
+    resumed = make(workers=4)
+    resumed.restore(saved)
+    assert resumed.env_steps == session.env_steps
+    row = resumed.step()
+    assert resumed.source.ledger.steps == resumed.env_steps > session.env_steps
+    assert resumed.source._totals["serial"] >= serials + 4
+    assert row["update"] == 5
+
+
+def test_a_run_without_workers_goes_on_with_them_and_not_the_other_way(make, capsys):
+    local = make(workers=0)
+    local.step()
+    resumed = make()
+    resumed.restore(local.checkpoint())
+    resumed.step()
+    assert "begin anew" in capsys.readouterr().err
+    assert resumed.source.ledger.steps == resumed.env_steps - local.env_steps
+    with pytest.raises(UsageError, match="checkpoint of asynchronous workers"):
+        make(workers=0).restore(resumed.checkpoint())
+    with pytest.raises(UsageError, match="checkpoint of asynchronous workers"):
+        make(workers_mode="synchronous").restore(resumed.checkpoint())
+
+
+def test_an_update_that_fails_keeps_its_batch_and_the_books_balance(make, monkeypatch):
+    session = make()
+    session.step()
+    update, fails = session.learner.update, [True]
+
+    def failing(*args):
+        if fails.pop():
+            fails.append(False)
+            raise RuntimeError("out of memory")
+        fails.append(False)
+        return update(*args)
+
+    monkeypatch.setattr(session.learner, "update", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        session.step()
+    saved = session.checkpoint()
+    session.step()
+    assert session.source.ledger.steps == session.env_steps
+    resumed = make()
+    resumed.restore(saved)
+    resumed.step()
+    assert (resumed.env_steps, resumed.source.ledger.consumed) == (session.env_steps, 4)
+
+
+def test_a_run_that_is_to_end_waits_for_nobody(make):
+    class Hanging(LocalFleet):
+        def wait(self, seconds):
+            time.sleep(0.002)
+            return []
+
+    session = make(fleet=Hanging)
+    session.stopping = lambda: True
+    with pytest.raises(Interrupted, match="ends without the batch"):
+        session.step()
+
+
+def test_an_environment_that_always_raises_fails_with_its_own_message(make):
+    class Broken(Faulty):
+        def __init__(self):
+            super().__init__({})
+            self.steps = 0
+
+        def step(self, action):
+            self.steps += 1
+            if self.steps > 1:  # the session tries one
+                raise OSError("the licence server is gone")
+            return super().step(action)
+
+    with pytest.raises(EnvironmentFailure, match=r"licence server is gone.*6 workers in a row"):
+        make(Broken, max_env_restarts=0).step()
+
+
+def test_transitions_with_nan_are_counted_over_all_workers(make):
+    nans = {k: ("reward", np.nan) for k in range(3, 200, 3)}
+    session = make(lambda: Faulty(nans), max_invalid_rows=20)
+    rows = []
+    with pytest.raises(EnvironmentFailure, match="more than max_invalid_rows=20"):
+        rows.extend(session.updates(10**5))
+    assert session.invalid <= 20
+
+
+@pytest.mark.parametrize("changes", [{"network": "gru", "sequence_length": 4}, {"reuse": 2}, {"behavior_lag": 1}])
+def test_it_goes_with_memory_with_reuse_and_with_a_lag(make, changes):
+    session = make(**changes)
+    for _ in range(4):
+        row = session.step()
+    assert np.isfinite(row["policy/kl"])
+    if "behavior_lag" in changes:
+        assert row["stale/mean_staleness"] >= 1
+
+
+def test_a_pipeline_is_what_workers_are_in_any_case(make, capsys):
+    make(pipeline=True).step()
+    assert "--pipeline changes nothing" in capsys.readouterr().err
+
+
+def test_own_models_go_with_workers_where_numpy_computes_them(tiny):
+    import keras
+
+    config = tiny(workers=2)
+    dense = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(2)])
+    made = Environments(config.environment)
+    session = Session(config, made, policy_network=dense)
+    sources._plan(sources.Acting(config, made, session.policy, session.spaces, True, lambda: False))
+    wide = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(8), keras.layers.LeakyReLU()])
+    other = Session(config, made, policy_network=keras.Sequential([wide, keras.layers.Dense(2)]))
+    with pytest.raises(UsageError, match="Dense layers"):
+        sources._plan(sources.Acting(config, made, other.policy, other.spaces, True, lambda: False))
