@@ -74,15 +74,16 @@ def synchronous(workers):
     return {"workers": workers, "workers_mode": "synchronous"}
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 SETTINGS = {
     "cartpole": {"env": "CartPole-v1"},
-    "gymnasium": {"env": "CartPole-v1", "env_backend": "gymnasium"},
+    "gymnasium": slow({"env": "CartPole-v1", "env_backend": "gymnasium"}),
     "half_cheetah": pytest.param({"env": "HalfCheetah-v5", "steps_per_update": 128}, marks=NEEDS_ENVPOOL),
     "pipeline": {"env": "CartPole-v1", "pipeline": True},
-    "lag": {"env": "CartPole-v1", "behavior_lag": 1},
-    "reuse": {"env": "CartPole-v1", "reuse": 2},
-    "gru": {"env": "CartPole-v1", "network": "gru", "sequence_length": 4},
-    "beta": {"env": "Pendulum-v1", "action_distribution": "beta"},
+    "lag": slow({"env": "CartPole-v1", "behavior_lag": 1}),
+    "reuse": slow({"env": "CartPole-v1", "reuse": 2}),
+    "gru": slow({"env": "CartPole-v1", "network": "gru", "sequence_length": 4}),
+    "beta": slow({"env": "Pendulum-v1", "action_distribution": "beta"}),
 }
 
 

@@ -17,7 +17,7 @@ from trpo_tf.config import WorkersConfig
 from trpo_tf.errors import UsageError, first_line
 from trpo_tf.rollout.backends.base import usable_cores
 
-_LONGEST_DIRECTORY = 40  # characters; paths of sockets below it have an end
+_LONGEST_DIRECTORY = 36  # characters; paths of sockets below it have an end
 _LOOPBACK = "127.0.0.1"
 _STORE = 2**27  # bytes of shared memory beside what fragments and weights need
 _TOKEN = "RAY_AUTH_TOKEN"
@@ -81,7 +81,7 @@ class RayCluster:
             "include_dashboard": False,
             "object_store_memory": _STORE + store,
             "_node_ip_address": _LOOPBACK,
-            "_temp_dir": RayCluster._directory,
+            "_temp_dir": os.path.join(RayCluster._directory, "ray"),  # Ray lets everybody write there
         }
 
     def close(self) -> None:
