@@ -11,6 +11,7 @@ from trpo_tf.config import (
     EvaluateConfig,
     ExportConfig,
     PlotConfig,
+    check_address,
     from_dict,
     make_config,
     of_checkpoint,
@@ -86,7 +87,7 @@ def test_whole_numbers_of_any_kind_are_integers_and_become_those_of_python():
 def test_settings_of_a_place_are_not_taken_elsewhere():
     values = to_dict(make_config(env="x", run_dir="a", export_dir="b", seed=3, resume=True))
     left = portable(values)
-    assert values.keys() - left.keys() == {"run_dir", "resume", "export_dir"}
+    assert values.keys() - left.keys() == {"run_dir", "resume", "export_dir", "ray_address", "allow_insecure_ray"}
     assert left["seed"] == 3
 
 
@@ -100,6 +101,31 @@ def test_a_checkpoints_settings_are_taken_up_but_for_what_its_user_decides():
     assert of_checkpoint(values, {"allow_env_module": True}).environment.env == "m:x"
     with pytest.raises(UsageError, match="no such setting: gama; perhaps gamma"):
         of_checkpoint(values, {"env": "x", "gama": 0.7})
+
+
+def test_workers_share_the_environments_evenly():
+    with pytest.raises(UsageError, match=r"workers=3: must divide num_envs=16.*or num_envs=18"):
+        make_config(env="x", num_envs=16, workers=3)
+    with pytest.raises(UsageError, match="workers are processes already"):
+        make_config(env="x", num_envs=16, workers=4, env_processes=True)
+    for address in ("ray://host:10001", "host"):
+        with pytest.raises(UsageError, match="must be host:port"):
+            make_config(env="x", workers=4, ray_address=address)
+    with pytest.raises(UsageError, match="goes with workers"):
+        make_config(env="x", ray_address="host:6379")
+    assert make_config(env="x", workers=4).workers.asynchronous
+    assert not make_config(env="x", workers=4, workers_mode="synchronous").workers.asynchronous
+
+
+def test_the_cluster_of_a_run_that_goes_on_is_given_again():
+    """A file that names one would be obeyed by whoever resumes it, and a cluster runs what its members send."""
+    values = to_dict(make_config(env="x", workers=4, ray_address="10.0.0.1:6379"))
+    assert of_checkpoint(values, {}).workers.ray_address == ""
+    with pytest.raises(UsageError, match="the run's workers were at 10"):
+        check_address(values, {})
+    for given in ({"ray_address": "10.0.0.2:6379"}, {"ray_address": ""}, {"workers": 0}):
+        check_address(values, given)
+    check_address(to_dict(make_config(env="x", workers=4)), {})
 
 
 def test_a_run_that_goes_on_has_a_directory():

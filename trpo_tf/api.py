@@ -15,6 +15,7 @@ from trpo_tf.acting.observations import batched, recurrent
 from trpo_tf.acting.stateful import stateful_act
 from trpo_tf.config import (
     Config,
+    check_address,
     make_config,
     of_checkpoint,
     portable,
@@ -272,6 +273,7 @@ class TRPO:
         """
         path = Path(absolute("run_dir", run_dir))
         saved = checkpoint.newest(path / "checkpoints", warn)
+        check_address(saved.meta["config"], changes)
         agent = cls._of(saved, env, {"run_dir": path, "resume": True} | changes)
         with checkpoint.taken_over(saved.path):
             agent.session.restore(saved)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from trpo_tf import cli
-from trpo_tf.config import Config, from_dict, of_checkpoint
+from trpo_tf.config import Config, check_address, from_dict, of_checkpoint
 
 TEXT = "Trains a policy by Trust Region Policy Optimization."
 
@@ -13,7 +13,9 @@ def main(given):
     if given.get("resume") and given.get("run_dir"):
         from trpo_tf.run import checkpoint
 
-        config = of_checkpoint(checkpoint.newest(Path(given["run_dir"]) / "checkpoints").meta["config"], given)
+        settings = checkpoint.newest(Path(given["run_dir"]) / "checkpoints").meta["config"]
+        check_address(settings, given)
+        config = of_checkpoint(settings, given)
     else:
         config = from_dict(given)
     if not config.run.run_dir:

@@ -145,7 +145,8 @@ def run(make_agent: Callable[[], Any]) -> Result:
         final = config.final_eval_episodes, path / "evaluation.json"
         evaluate = Evaluate(config.eval_every, config.eval_episodes, path / "best", *final)
         name, backend = agent.config.environment.env, agent.session.environments.backend_reason
-        screen = Screen(greeting=f"{name} ({backend}), seed {config.seed}, {rows} transitions per update, in {path}")
+        told = f"{name} ({backend}){agent.config.workers.described()}, seed {config.seed}"
+        screen = Screen(greeting=f"{told}, {rows} transitions per update, in {path}")
         loggers = [CsvLogger(path / "progress.csv"), *[TensorBoardLogger(path / "tensorboard")] * config.tensorboard]
         export = Export(config.export_dir or path / "saved_model", config.export_every, config.export)
         saver = Checkpoint(path, config.checkpoint_every, config.keep_checkpoints)

@@ -16,6 +16,7 @@ from trpo_tf.config.setting import from_text
 from trpo_tf.config.training import (
     GROUPS,
     Config,
+    check_address,
     from_dict,
     make_config,
     nearest,
@@ -33,6 +34,7 @@ from trpo_tf.config.workers import WorkersConfig
 __all__ = [
     "GROUPS", "AdvantageConfig", "ComputeConfig", "Config", "EnvironmentConfig", "EvaluateConfig", "ExportConfig",
     "OffPolicyConfig", "PlotConfig", "PolicyConfig", "RadiusConfig", "RunConfig", "ServeConfig", "TrustRegionConfig",
-    "ValueConfig", "WorkersConfig", "from_dict", "from_text", "make_config", "nearest", "of_checkpoint", "of_file",
-    "portable", "refuse_commands_own", "settings", "show_settings", "structural", "to_dict",
+    "ValueConfig", "WorkersConfig", "check_address", "from_dict", "from_text", "make_config", "nearest",
+    "of_checkpoint", "of_file", "portable", "refuse_commands_own", "settings", "show_settings", "structural",
+    "to_dict",
 ]  # fmt: skip

@@ -35,6 +35,11 @@ class WorkersConfig(Record):
         if self.ray_address and not self.workers:
             raise UsageError(f"--ray_address={self.ray_address}: goes with --workers, 1 or more")
 
+    def described(self) -> str:
+        """What is said of workers where a run begins; empty where there are none."""
+        where = f" at {self.ray_address}" if self.ray_address else ""
+        return f", {self.workers} {self.workers_mode} workers{where}" if self.workers else ""
+
     @property
     def asynchronous(self) -> bool:
         """Whether rollouts come from workers that nobody waits for."""

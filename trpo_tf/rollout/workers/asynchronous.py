@@ -145,14 +145,19 @@ class AsynchronousSource:
         return True
 
     def close(self) -> None:
-        """As RolloutSource says."""
+        """As RolloutSource says. What is asked for afterwards begins other workers."""
         with self._change:
             self._closing = True
             thread = self._thread
         if thread is not None:
             thread.join()
-        if self._crew is not None:
-            self._crew.close()
+        with self._change:
+            self._count_crew()
+            crew, self._crew, self._closing = self._crew, None, False
+            for slot in range(self._count):
+                self.ledger.lose(slot)
+        if crew is not None:
+            crew.close()
 
     def _count_crew(self) -> None:
         if self._crew is not None:

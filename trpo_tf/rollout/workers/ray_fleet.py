@@ -92,7 +92,7 @@ class RayFleet:
         with suppress(Exception):
             self._ray.kill(handle)
         if where.get("host") == socket.gethostname():
-            with suppress(OSError):
+            with suppress(OSError, AttributeError):  # Windows stops no process
                 os.kill(where["pid"], signal.SIGCONT)  # stopped, it would not hear Ray
 
     def close(self) -> None:
