@@ -64,6 +64,7 @@ def unpack(arrays: dict[str, np.ndarray], prefix: str) -> Rollout | None:
     obs = {name.removeprefix("obs/"): x for name, x in leaves.items() if name.startswith("obs/")}
     trajectory = Trajectory(obs, **{name: leaves[name] for name in Trajectory._fields if name != "obs"})
     counts = (int(leaves[name]) for name in ("invalid", "restarts", "dropped"))
+    leaves.setdefault("episode_ends", np.zeros(len(leaves["episode_returns"]), np.int64))  # older files lack it
     episodes = (leaves[name].tolist() for name in ("episode_returns", "episode_lengths", "episode_ends"))
     behavior = leaves["behavior_params"], leaves["version"], leaves["discounted_return"]
     return Rollout(trajectory, *behavior, *episodes, *counts)

@@ -9,7 +9,7 @@ from trpo_tf.errors import UsageError
 from trpo_tf.learner.learner import Learner
 from trpo_tf.learner.reuse import Replay, batch_weights, length_factor, reuse_weights
 from trpo_tf.policy.policy import Policy
-from trpo_tf.types import Rollout, Trajectory
+from trpo_tf.types import Rollout, Trajectory, pack, unpack
 
 
 def on_simplex(x):
@@ -70,6 +70,12 @@ def test_the_newest_rollouts_stand_side_by_side_and_the_places_of_others_are_mas
     assert found.trajectory.reward[1].tolist() == [4, 4, 3, 3, 2, 2]
     assert found.version[1].tolist() == [4, 4, 3, 3, 2, 2]
     assert found.behavior_params[1, :, 1].tolist() == [4, 4, 3, 3, 2, 2]
+
+
+def test_a_rollout_of_a_checkpoint_that_does_not_know_when_episodes_ended_is_read():
+    arrays = pack(made(4), "kept")
+    del arrays["kept/episode_ends"]
+    assert unpack(arrays, "kept").episode_ends == [0]
 
 
 def test_every_column_has_the_weight_of_its_batch_and_their_mean_is_one():

@@ -20,7 +20,7 @@ class WorkersConfig(Record):
         choices=("asynchronous", "synchronous"),
     )
     ray_address: str = setting("", "host:port of a Ray cluster to join; empty: workers on this machine")
-    worker_cpus: float = setting(1, "cores that a worker is given", low=0, high=1024)
+    worker_cpus: float = setting(1, "threads of a worker, and cores that it takes of a cluster", low=0, high=1024)
     fragment_timeout: float = setting(
         300, "seconds that a worker may take to answer before it is replaced; 0: any time", low=0
     )

@@ -227,6 +227,41 @@ def test_what_workers_go_with(make, env, settings, tensorflow):
     assert {x["tensorflow"] for x in where} == {tensorflow}
 
 
+def test_agents_beside_each_other_have_workers_each_and_a_closed_one_begins_others(make):
+    """More workers than the Ray of this process was begun for."""
+    first, second = make(workers=4), make(workers=4, seed=1)
+    for session in (first, second):
+        session.step()
+    assert not set(pids(first)) & set(pids(second))
+    deaths, before = crew_of(first).deaths, pids(first)
+    first.close()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before))
+    second.step()
+    row = first.step()
+    assert row["update"] == 2
+    assert row["workers/deaths"] == deaths == 0
+    assert first.source.ledger.steps == first.env_steps
+
+
+def test_a_program_that_closes_nothing_ends(tmp_path):
+    """And leaves no directory: the thread that sends workers out does not begin another Ray."""
+    (tmp_path / "program.py").write_text(
+        "import trpo_tf\n"
+        "agent = trpo_tf.TRPO('CartPole-v1', num_envs=4, steps_per_update=64, hidden_sizes=(8,), xla='off', workers=2)\n"
+        "agent.learn(100)\n"
+        "from trpo_tf.rollout.workers.ray_cluster import RayCluster\n"
+        "print(RayCluster._directory)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = {name: value for name, value in environment.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not Path(done.stdout.split()[-1]).exists()
+
+
 def test_an_environment_that_cannot_be_sent_is_a_line(make):
     lock = threading.Lock()
     session = make(lambda: Numbered(0.0 if lock else 1.0), workers=2)

@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import math
 import os
 import secrets
 import shutil
@@ -25,6 +24,7 @@ _ONLY_HERE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": every socket of Ray is 
 
 _QUIET = {  # read while Ray is imported
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives Ray would begin another one
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # Crew says so, in one line
 }
 
@@ -33,7 +33,7 @@ class RayCluster:
     """A connection to Ray, shared by all fleets of this process.
 
     Args:
-      config: ray_address, workers, worker_cpus and allow_insecure_ray are read.
+      config: ray_address, workers and allow_insecure_ray are read.
       store: bytes that fragments and weights need at once.
 
     Attributes:
@@ -66,17 +66,17 @@ class RayCluster:
             if config.ray_address:
                 options |= {"address": config.ray_address}
             else:
-                options |= self._local(config, store)
+                options |= self._local(store)
             with _constants(ray, config), _named(config):
                 ray.init(**options)
         return True
 
     @staticmethod
-    def _local(config: WorkersConfig, store: int) -> dict[str, Any]:
+    def _local(store: int) -> dict[str, Any]:
         """What a Ray on this machine is begun with: loopback only."""
         return {
             "address": "local",
-            "num_cpus": max(len(usable_cores()), math.ceil(config.workers * config.worker_cpus)),
+            "num_cpus": len(usable_cores()),
             "num_gpus": 0,
             "include_dashboard": False,
             "object_store_memory": _STORE + store,

@@ -33,7 +33,8 @@ class RayFleet:
     def __init__(self, config: WorkersConfig, plan: WorkerPlan, store: int):
         self._cluster = RayCluster(config, store)
         self._ray = ray = self._cluster.ray
-        options = {"num_cpus": config.worker_cpus, "num_gpus": 0, "max_restarts": 0, "max_task_retries": 0}
+        cpus = config.worker_cpus if config.ray_address else 0  # on this machine, there may be more than it has cores
+        options = {"num_cpus": cpus, "num_gpus": 0, "max_restarts": 0, "max_task_retries": 0}
         self._actor = ray.remote(scheduling_strategy="SPREAD", **options)(Worker)
         self._search = tuple(os.path.abspath(path) for path in sys.path)
         self._workers: dict[int, tuple[int, Any, dict[str, Any]]] = {}  # serial, handle and where it is, by slot
@@ -62,7 +63,13 @@ class RayFleet:
         return self._ray.put(value)
 
     def wait(self, seconds: float) -> list[Answer | Death]:
-        """As Fleet says."""
+        """As Fleet says.
+
+        Raises:
+          RuntimeError: Ray has ended, or the process is about to.
+        """
+        if not self._ray.is_initialized():
+            raise RuntimeError("Ray was shut down while workers were needed")
         if not self._calls:
             time.sleep(seconds)
             return []
