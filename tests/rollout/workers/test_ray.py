@@ -247,7 +247,7 @@ def test_a_program_that_closes_nothing_ends(tmp_path):
     """And leaves no directory: the thread that sends workers out does not begin another Ray."""
     (tmp_path / "program.py").write_text(
         "import trpo_tf\n"
-        "agent = trpo_tf.TRPO('CartPole-v1', num_envs=4, steps_per_update=64, hidden_sizes=(8,), xla='off', workers=2)\n"
+        "agent = trpo_tf.TRPO('CartPole-v1', num_envs=4, steps_per_update=64, hidden_sizes=(8,), workers=2)\n"
         "agent.learn(100)\n"
         "from trpo_tf.rollout.workers.ray_cluster import RayCluster\n"
         "print(RayCluster._directory)\n"
