@@ -57,9 +57,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "batch", None, "transitions per update; T = max(1, batch // (W B)). Without it T is fixed", lower_bound=1
     )
-    flags.DEFINE_list(
-        "setting", [], "name=value of fields of Setting. Default: the first measured point's, or Setting's"
-    )
+    flags.DEFINE_list("setting", [], "name=value of fields of Setting. Default: those of `fitted`, or Setting's")
     flags.DEFINE_integer("seed", 0, "of the first simulation; each has the next", lower_bound=0)
 
 
@@ -513,6 +511,22 @@ def draw(found: list[tuple[Setting, Outcome]], measured: list[Measured], path: s
     figure.savefig(path, dpi=120)
 
 
+def fitted(settings: list[Setting]) -> Setting:
+    """The first of the settings, with updates whose time is a line through those of all, by least squares.
+
+    It stays that of the first where all have batches of one size.
+    """
+    rows = np.array([setting.workers * setting.transitions for setting in settings], float)
+    if np.ptp(rows) == 0:
+        return settings[0]
+    slope, constant = np.polyfit(rows, [setting.update_time for setting in settings], 1)
+    return dataclasses.replace(
+        settings[0],
+        update_seconds=max(0.0, float(constant)),
+        update_seconds_per_transition=max(0.0, float(slope)),
+    )
+
+
 def changed(base: Setting, changes: Iterable[str]) -> Setting:
     """The setting with other values: changes are name=value, the value in JSON.
 
@@ -529,7 +543,7 @@ def main(argv):
     del argv
     try:
         measured = read_measured(FLAGS.measured) if FLAGS.measured else []
-        base = changed(measured[0].setting if measured else Setting(), FLAGS.setting)
+        base = changed(fitted([point.setting for point in measured]) if measured else Setting(), FLAGS.setting)
         settings = list(sweep(base, [int(number) for number in FLAGS.workers], FLAGS.batch))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise app.UsageError(f"{type(error).__name__}: {error}") from error

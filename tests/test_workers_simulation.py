@@ -18,6 +18,7 @@ from benchmarks.workers_simulation import (
     Simulation,
     changed,
     compare,
+    fitted,
     fragment_times,
     read_measured,
     simulate,
@@ -308,3 +309,15 @@ def test_the_command_fails_where_the_measured_differ_and_draws_all_the_same(tmp_
     assert done.returncode == 1
     assert "NO" in done.stdout, done.stderr
     assert (tmp_path / "workers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_time_of_an_update_is_a_line_through_what_was_measured():
+    """0.01 + 2e-5 per transition, of batches of 6, 12 and 24 transitions."""
+    measured = [
+        dataclasses.replace(PLAIN, workers=workers, update_seconds=0.01 + 2e-5 * 6 * workers) for workers in (1, 2, 4)
+    ]
+    found = fitted(measured)
+    assert found.update_seconds == pytest.approx(0.01)
+    assert found.update_seconds_per_transition == pytest.approx(2e-5)
+    assert found.workers == 1
+    assert fitted(measured[:1]) == measured[0]
