@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -94,6 +95,7 @@ class Environments:
         if self.given:
             raise UsageError(f"--workers: {self.name} is a vector environment; pass an id or a function instead")
         one = copy.copy(self)
+        config = dataclasses.replace(config, env_backend=self.backend)  # not to be chosen anew, on another host
         one._config, one._eval_env, one._worked, one._told = config, None, set(self._worked), set()
         return one
 

@@ -173,6 +173,28 @@ def test_a_run_that_is_to_end_does_not_wait_for_workers_that_hang(run, monkeypat
     session.close()
 
 
+def test_an_interrupt_leaves_no_answer_for_the_next_request(run, monkeypatch, tiny):
+    class Stopped(LocalFleet):
+        def wait(self, seconds):
+            if self.count == 9:
+                self.count += 1
+                raise KeyboardInterrupt
+            return super().wait(seconds)
+
+    undisturbed, _, _ = run(3)
+    monkeypatch.setattr(sources, "_on_ray", lambda acting, plan: Stopped(plan))
+    config = tiny(**synchronous(4))
+    session = Session(config, Environments(config.environment))
+    session.total_steps = 10**6
+    with pytest.raises(KeyboardInterrupt):
+        session.step()
+    for _ in range(3):
+        session.step()
+    ours = session.checkpoint().arrays
+    assert [name for name, x in undisturbed.arrays.items() if x.tobytes() != ours[name].tobytes()] == []
+    session.close()
+
+
 def test_episodes_are_in_the_order_of_time_then_of_columns():
     parts = [Episodes([1.0, 2.0], [5, 6], [3, 9]), Episodes([3.0, 4.0], [7, 8], [3, 4])]
     assert merged(parts) == ([1.0, 3.0, 4.0, 2.0], [5, 7, 8, 6], [3, 3, 4, 9])

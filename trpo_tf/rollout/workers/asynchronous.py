@@ -73,11 +73,11 @@ class AsynchronousSource:
           UsageError: a worker cannot make the environments as asked for.
         """
         with self._change:
-            self._ensure_thread()
             while self.ledger.waiting < self._count:
                 if self._error is not None:
                     error, self._error = self._error, None
                     raise error
+                self._ensure_thread()
                 if self._stopping():
                     raise Interrupted("the run ends without the batch that the workers were making")
                 self._change.wait(_WAIT)
@@ -173,17 +173,16 @@ class AsynchronousSource:
 
     def _dispatch(self) -> None:
         """Sends workers out and takes in what they bring, until the source is closed or something fails."""
+        error: BaseException | None = None
         try:
             crew = self._begun()
             while not self._closing and self._error is None:
                 self.dispatch_once(crew)
-        except BaseException as error:
-            with self._change:
-                self._error = error
-                self._change.notify_all()
-        finally:
-            with self._change:
-                self._thread = None
+        except BaseException as raised:
+            error = raised
+        with self._change:  # both at once: whoever takes the error finds no thread, and begins another
+            self._error, self._thread = error or self._error, None
+            self._change.notify_all()
 
     def _begun(self) -> Crew:
         if self._crew is None:

@@ -102,6 +102,15 @@ class WorkersStepper:
         return past.columns(slot * self._envs, self._envs)
 
     def _all(self, requests: list[_Request], past: Past | None) -> list[Any]:
+        """As `_answers`; where it raises, nobody waits any more for what workers were asked."""
+        crew = self._ready_crew()
+        try:
+            return self._answers(crew, requests, past)
+        except BaseException:
+            crew.abandon()
+            raise
+
+    def _answers(self, crew: Crew, requests: list[_Request], past: Past | None) -> list[Any]:
         """What every slot answers to its request, in order.
 
         past: what environments must have gone through before; None: the request sees to that.
@@ -110,7 +119,7 @@ class WorkersStepper:
           EnvironmentFailure, UsageError: a worker raised it. The environments are anywhere.
           Interrupted: the run is to end, and workers do not answer.
         """
-        crew, placed = self._ready_crew(), dict(self._placed)
+        placed = dict(self._placed)
         self._placed.clear()  # until all have answered
         found: dict[int, Any] = {}
         due = {slot: self._due(slot, request, past, placed) for slot, request in enumerate(requests)}
@@ -136,7 +145,6 @@ class WorkersStepper:
             if self._stopping():
                 patience = time.monotonic() + _PATIENCE if patience is None else patience
                 if time.monotonic() > patience:
-                    crew.abandon()
                     raise Interrupted(
                         "the run ends without the rollout under way, which workers did not finish in time"
                     )
@@ -161,7 +169,6 @@ class WorkersStepper:
         if reply.trouble is None:
             crew.accept(event.slot)
             return reply.value
-        crew.abandon()
         raise (UsageError if reply.trouble.kind == "usage" else EnvironmentFailure)(reply.trouble.message)
 
     def _compare(self, replayed: Any, request: _Request) -> None:
