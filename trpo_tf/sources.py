@@ -27,7 +27,7 @@ from trpo_tf.rollout.stepper import LocalStepper
 from trpo_tf.rollout.workers.asynchronous import AsynchronousSource
 from trpo_tf.rollout.workers.crew import Crew
 from trpo_tf.rollout.workers.fleet import Fleet
-from trpo_tf.rollout.workers.fragments import Shapes
+from trpo_tf.rollout.workers.fragments import Shapes, piece_count
 from trpo_tf.rollout.workers.synchronous import WorkersStepper
 from trpo_tf.rollout.workers.worker import WorkerPlan
 
@@ -152,4 +152,5 @@ def _plan(acting: Acting) -> WorkerPlan:
         gamma=config.advantage.gamma,
         max_invalid=environment.max_invalid_rows,
         seed=config.run.seed,
+        pieces=piece_count(config.time_steps),
     )

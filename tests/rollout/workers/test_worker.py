@@ -17,20 +17,29 @@ from trpo_tf.acting.action_sampler import ActionSampler
 from trpo_tf.acting.array_actor import ArrayActor
 from trpo_tf.config import PolicyConfig
 from trpo_tf.errors import UsageError
+from trpo_tf.policy import worker_actor
 from trpo_tf.policy.policy import Policy
+from trpo_tf.rollout.workers.fragments import piece_count
 from trpo_tf.rollout.workers.ledger import Identity
 from trpo_tf.rollout.workers.worker import Worker, WorkerPlan
+from trpo_tf.types import pack
 
 
-def plan_of(env, workers=2, envs=2, time_steps=8, **settings):
+SMALL = PolicyConfig(hidden_sizes=(8,))
+
+
+def plan_of(env, workers=2, envs=2, time_steps=8, config=SMALL, **settings):
     made = environments(env, envs, **settings)
     probe = made.probe()
-    policy = Policy(probe.observation_space, probe.action_space, PolicyConfig(hidden_sizes=(8,)), 0)
+    spaces = probe.observation_space, probe.action_space
+    policy = Policy(*spaces, config, 0)
+    spec = policy.acting_spec()
     probe.close()
+    make = functools.partial(worker_actor.make, spaces, config, 1)
     plan = WorkerPlan(
         environments=made.of_worker(made._config),
         registered=made.registered(),
-        make_actor=functools.partial(ArrayActor, policy.acting_spec()),
+        make_actor=make if spec is None else functools.partial(ArrayActor, spec),
         workers=workers,
         envs=envs,
         time_steps=time_steps,
@@ -108,6 +117,44 @@ def test_fragments_follow_one_another_and_keep_no_record():
     assert (first.version == 0).all()
     assert (second.version == 1).all()
     assert worker._collector._actions == []
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", Counting])
+@pytest.mark.parametrize("config", [SMALL, PolicyConfig(network="gru", sequence_length=4)])
+def test_a_fragment_in_pieces_is_the_whole_one_to_the_bit(env, config):
+    """Episodes, running returns and recurrent states go on from piece to piece."""
+    plan, weights = plan_of(env, time_steps=32, config=config)
+    whole, parted = begun(plan), begun(dataclasses.replace(plan, pieces=4))
+    for k in range(3):
+        identity = Identity(0, 0, k)
+        one = whole.fragment(identity, k, weights)
+        for _ in range(3):
+            assert parted.fragment(identity, k, weights) == identity
+        same, other = (pack(x.rollout, "x") for x in (one, parted.fragment(identity, k, weights)))
+        assert same.keys() == other.keys()
+        assert [name for name in same if same[name].tobytes() != other[name].tobytes()] == []
+    assert same["x/episode_ends"].size
+
+
+def test_each_piece_of_a_fragment_is_drawn_with_the_weights_it_was_sent():
+    plan, weights = plan_of("CartPole-v1", time_steps=32)
+    plan = dataclasses.replace(plan, pieces=2)
+    newer = {name: x + 1 for name, x in weights.items()}
+    worker, identity = begun(plan), Identity(0, 0, 0)
+    worker.fragment(identity, 5, weights)
+    rollout = worker.fragment(identity, 6, newer).rollout
+    np.testing.assert_array_equal(rollout.version, np.repeat([[5], [6]], 16, 0) + np.zeros((1, 2)))
+    actor = plan.make_actor()
+    for first, used in ((0, weights), (16, newer)):
+        actor.set_weights(used)
+        obs = rollout.trajectory.obs["observation"][first : first + 16].reshape(-1, 4)
+        params, _, _ = actor({"observation": obs}, np.zeros((32, actor.noise_size), np.float32))
+        np.testing.assert_allclose(params, rollout.behavior_params[first : first + 16].reshape(32, -1), atol=1e-5)
+
+
+@pytest.mark.parametrize(("time_steps", "count"), [(128, 4), (6, 3), (2, 2), (7, 1), (1, 1)])
+def test_pieces_are_of_equal_length(time_steps, count):
+    assert piece_count(time_steps) == count
 
 
 def test_first_episodes_are_cut_as_in_one_process():

@@ -12,12 +12,13 @@ from trpo_tf.rollout.sources import Weights
 from trpo_tf.rollout.workers.crew import Crew
 from trpo_tf.rollout.workers.fleet import Answer, Death
 from trpo_tf.rollout.workers.fragments import Shapes, joined
-from trpo_tf.rollout.workers.ledger import Ledger
+from trpo_tf.rollout.workers.ledger import Identity, Ledger
 from trpo_tf.state import part, prefixed
 from trpo_tf.types import Rollout
 
 _HELD = 0.003  # seconds until slots are looked at again that are held back until a batch is taken
 _WAIT = 0.2  # seconds until anything else is
+_FATAL = {"usage": UsageError, "environment": EnvironmentFailure}  # a worker has the limits of the whole run
 _TOTALS = ("serial", "deaths", "unasked", "invalid", "restarts", "dropped")
 
 
@@ -201,17 +202,17 @@ class AsynchronousSource:
                 self._change.notify_all()
 
     def _send_out(self, crew: Crew) -> bool:
-        """Asks every worker that is ready for its next fragment; whether some were held back."""
-        ready = crew.ready()
-        if self.ledger.waiting >= self._count or not (self._published or self._unshared):
-            return bool(ready)
-        if ready and self._unshared is not None:
+        """Asks every worker that is ready for the rest of its fragment, or the next; whether some were held back."""
+        ready, held = crew.ready(), self.ledger.waiting >= self._count or not (self._published or self._unshared)
+        free = [slot for slot in ready if not held or self.ledger.outstanding(slot)]
+        if free and self._unshared is not None:
             version, weights = self._unshared
             self._published, self._unshared = (version, crew.share(weights)), None
-        for slot in ready:
+        for slot in free:
             assert self._published is not None
-            crew.ask(slot, "fragment", self.ledger.ask(slot, crew.serial_of(slot)), *self._published)
-        return False
+            identity = self.ledger.outstanding(slot) or self.ledger.ask(slot, crew.serial_of(slot))
+            crew.ask(slot, "fragment", identity, *self._published)
+        return len(free) < len(ready)
 
     def _take_in(self, crew: Crew, event: Answer | Death) -> None:
         """Puts what has happened into the books."""
@@ -221,9 +222,11 @@ class AsynchronousSource:
             self.ledger.lose(slot)
         elif event.reply.trouble is not None:
             self.ledger.lose(slot)
-            crew.replace(slot, event.reply.trouble.message)
-            if event.reply.trouble.kind == "usage":
-                self._error = UsageError(event.reply.trouble.message)
+            kind, message = _FATAL.get(event.reply.trouble.kind), event.reply.trouble.message
+            crew.replace(slot, message, told=kind is not None)
+            self._error = self._error if kind is None else kind(message)
+        elif isinstance(event.reply.value, Identity) and event.reply.value == identity:
+            return  # a piece of it; the worker waits for newer weights
         elif misfit := self._shapes.misfit(event.reply.value, identity):
             self.ledger.refuse(slot)
             crew.replace(slot, misfit)

@@ -60,9 +60,6 @@ class Crew:
         self._error: EnvironmentFailure | None = None  # raised by the next `poll`, such that no event is lost
         self._begin_due()
 
-    def __len__(self) -> int:
-        return len(self._slots)
-
     @property
     def alive(self) -> int:
         """Workers that are ready or busy."""
@@ -128,10 +125,10 @@ class Crew:
         """The slot's last answer was good."""
         self._slots[index].fruitless = self._fruitless = 0
 
-    def replace(self, index: int, why: str) -> Death:
-        """Gives the slot's worker up; another one is begun."""
+    def replace(self, index: int, why: str, told: bool = False) -> Death:
+        """Gives the slot's worker up; another one is begun. told: the user learns of it in another way."""
         self._fleet.kill(index)
-        return self._lost(index, why)
+        return self._lost(index, why, told)
 
     def close(self) -> None:
         """Ends all workers."""
@@ -147,9 +144,9 @@ class Crew:
                 self.serial += 1
                 self._fleet.start(index, slot.serial)
 
-    def _lost(self, index: int, why: str) -> Death:
+    def _lost(self, index: int, why: str, told: bool = False) -> Death:
         slot = self._slots[index]
-        if not self.deaths:
+        if not (self.deaths or told):
             warn(f"a rollout worker is lost, and another one begun: {why}")
         self.deaths, self._last = self.deaths + 1, why
         pause = min(2.0 ** (slot.fruitless - 1), _LONGEST_PAUSE) if slot.fruitless else 0.0

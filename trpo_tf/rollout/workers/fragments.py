@@ -9,6 +9,8 @@ from trpo_tf.rollout.stepper import aligned
 from trpo_tf.rollout.workers.ledger import Identity
 from trpo_tf.types import Rollout, Trajectory
 
+_MOST_PIECES = 4  # of a fragment
+
 
 class Fragment(NamedTuple):
     """T time steps of one worker: its part of a batch."""
@@ -97,6 +99,30 @@ def joined(
     invalid = sum(rollout.invalid for rollout in rollouts) + int(bad.sum())
     lost = before[0] + sum(one.restarts for one in fragments), before[1] + sum(one.dropped for one in fragments)
     return Rollout(Trajectory(obs, **arrays), params, version, discounted_return, *episodes, invalid, *lost)
+
+
+def piece_count(time_steps: int) -> int:
+    """In how many pieces of equal length a fragment is asked for."""
+    return next(count for count in range(_MOST_PIECES, 0, -1) if time_steps % count == 0)
+
+
+def one_after_another(rollouts: list[Rollout]) -> Rollout:
+    """The rollout of consecutive ones of the same streams."""
+    if len(rollouts) == 1:
+        return rollouts[0]
+    parts = [one.trajectory for one in rollouts]
+    obs = {
+        name: np.concatenate([*(part.obs[name][:-1] for part in parts[:-1]), x]) for name, x in parts[-1].obs.items()
+    }
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Trajectory._fields[1:]}
+    params, version, discounted_return = (
+        np.concatenate([getattr(one, name) for one in rollouts])
+        for name in ("behavior_params", "version", "discounted_return")
+    )
+    shifted = [[end + k * len(parts[0].reward) for end in one.episode_ends] for k, one in enumerate(rollouts)]
+    episodes = [(one.episode_returns, one.episode_lengths, ends) for one, ends in zip(rollouts, shifted, strict=True)]
+    invalid = sum(one.invalid for one in rollouts)
+    return Rollout(Trajectory(obs, **arrays), params, version, discounted_return, *merged(episodes), invalid)
 
 
 def joined_obs(parts: list[dict[str, np.ndarray]], axis: int) -> dict[str, np.ndarray]:

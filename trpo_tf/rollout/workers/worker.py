@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -19,8 +19,9 @@ from trpo_tf.rollout.environments import Environments
 from trpo_tf.rollout.stepper import LocalStepper, Losses, Past, Steps
 from trpo_tf.rollout.vector_env import Episodes
 from trpo_tf.rollout.workers.fleet import Reply, Trouble
-from trpo_tf.rollout.workers.fragments import Fragment
+from trpo_tf.rollout.workers.fragments import Fragment, one_after_another
 from trpo_tf.rollout.workers.ledger import Identity
+from trpo_tf.types import Rollout
 
 _LARGEST_SEED = 2**31 - 2**17  # see seeds.derive_seed
 
@@ -36,6 +37,7 @@ class WorkerPlan:
       workers: W. envs: B, of each.
       time_steps, gamma, max_invalid: as Collector takes them.
       seed: of the run.
+      pieces: of a fragment, a divisor of time_steps.
     """
 
     environments: Environments
@@ -47,6 +49,7 @@ class WorkerPlan:
     gamma: float
     max_invalid: int
     seed: int
+    pieces: int = 1
 
 
 class Worker:
@@ -67,6 +70,7 @@ class Worker:
         self._version = -1  # of the weights that the actor has
         self._stepper: LocalStepper | None = None
         self._collector: Collector | None = None
+        self._under_way: _UnderWay | None = None
 
     def answer(self, method: str, *args: Any) -> Reply:
         """Calls a method; what it raises, and what it warns of, is part of the reply."""
@@ -126,19 +130,35 @@ class Worker:
 
     # Asynchronous: fragments of this worker's own.
 
-    def fragment(self, identity: Identity, version: int, weights: dict[str, np.ndarray]) -> Fragment:
-        """The next T time steps, drawn by the policy with these weights.
+    def fragment(self, identity: Identity, version: int, weights: dict[str, np.ndarray]) -> Identity | Fragment:
+        """The next piece of a fragment, drawn by the policy with these weights.
 
-        The noise is a function of the seed of the run, the serial and the number of the fragment.
+        A fragment is asked for piece by piece, each time with the newest weights: what is collected during an update is
+        one update old, what is collected after it is not.
+
+        Returns:
+          The fragment with its last piece, before that its identity.
         """
         self._act_with(version, weights)
-        plan, collector = self._plan, self._own()
-        key = [plan.seed << 32 | self._serial, identity.fragment]
-        noise = self._actor.noise(np.random.Generator(np.random.Philox(key=key)), (plan.time_steps, plan.envs))
-        restarts, dropped = (collector.restarts, collector.dropped) if identity.fragment else (0, 0)
-        rollout = collector.collect(noise, lambda params, _: np.zeros(len(params), np.float32), version)
+        collector = self._own()
+        if self._under_way is None or self._under_way.identity != identity:
+            self._under_way = _UnderWay(identity, self._noise(identity), collector.restarts, collector.dropped, [])
+        current = self._under_way
+        noise = current.noise[len(current.pieces)]
+        current.pieces.append(collector.collect(noise, lambda params, _: np.zeros(len(params), np.float32), version))
         collector.forget()
+        if len(current.pieces) < len(current.noise):
+            return identity
+        self._under_way = None
+        restarts, dropped = (current.restarts, current.dropped) if identity.fragment else (0, 0)
+        rollout = one_after_another(current.pieces)
         return Fragment(identity, rollout, collector.restarts - restarts, collector.dropped - dropped)
+
+    def _noise(self, identity: Identity) -> list[np.ndarray]:
+        """What each piece of a fragment needs: a function of the run's seed, the serial and the fragment's number."""
+        plan, key = self._plan, [self._plan.seed << 32 | self._serial, identity.fragment]
+        noise = self._actor.noise(np.random.Generator(np.random.Philox(key=key)), (plan.time_steps, plan.envs))
+        return np.split(noise, plan.pieces)
 
     def _own(self) -> Collector:
         if self._collector is None:
@@ -149,14 +169,25 @@ class Worker:
                 place = self._slot * plan.envs, plan.workers * plan.envs
                 return plan.environments.training(first % _LARGEST_SEED, place)
 
-            stepper = LocalStepper(make_envs, self._actor, plan.time_steps)
-            self._collector = Collector(stepper, self._actor, plan.time_steps, plan.gamma, plan.max_invalid)
+            piece = plan.time_steps // plan.pieces
+            stepper = LocalStepper(make_envs, self._actor, piece)
+            self._collector = Collector(stepper, self._actor, piece, plan.gamma, plan.max_invalid)
         return self._collector
 
     def _act_with(self, version: int, weights: dict[str, np.ndarray]) -> None:
         if version != self._version:
             self._actor.set_weights(weights)
             self._version = version
+
+
+class _UnderWay(NamedTuple):
+    """A fragment that is being collected."""
+
+    identity: Identity
+    noise: list[np.ndarray]  # of all its pieces
+    restarts: int  # environments made anew before it
+    dropped: int  # transitions masked with them
+    pieces: list[Rollout]  # so far
 
 
 class Placed:
