@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.workers_simulation import (
-    Measured,
+    Point,
     Setting,
     Simulation,
     changed,
@@ -26,15 +26,18 @@ from benchmarks.workers_simulation import (
 )
 
 ROOT = Path(__file__).parents[1]
-# A fragment of 2 time steps of 3 environments takes 6 seconds, an update nothing, nothing is random.
+# A fragment of 2 time steps of 3 environments takes 6 seconds in one piece, an update nothing, nothing is random.
 PLAIN = Setting(
     workers=1,
     envs_per_worker=3,
     time_steps=2,
+    pieces=1,
+    shortest_piece=1,
     step_seconds=1.0,
     step_sigma=0.0,
     act_seconds=0.0,
     send_seconds=0.0,
+    piece_seconds=0.0,
     receive_seconds=0.0,
     update_seconds=0.0,
     update_seconds_per_transition=0.0,
@@ -44,6 +47,11 @@ PLAIN = Setting(
 
 def plain(**changes):
     return dataclasses.replace(PLAIN, **changes)
+
+
+def fragments_in_flight(simulation):
+    """A fragment that has not arrived is being collected, or an event awaits it."""
+    return len(simulation.collecting) + len(simulation.events)
 
 
 def test_one_worker_and_an_update_of_no_time():
@@ -105,7 +113,8 @@ def test_a_fast_and_a_slow_worker_by_hand():
     Update 1 ends at 2.5 and update 5 at 8.5.
     """
     setting = plain(workers=2, envs_per_worker=1, time_steps=1, update_seconds=0.5, updates=5)
-    outcome = Simulation(setting, [1 / 3, 1.0], itertools.repeat(1.0)).run()
+    simulation = Simulation(setting, [1 / 3, 1.0], itertools.repeat([1.0]))
+    outcome = simulation.run()
     assert outcome.staleness == {0: 2, 1: 5, 2: 1}
     assert outcome.mean_staleness == pytest.approx(7 / 8)
     assert outcome.max_staleness == 2
@@ -114,7 +123,7 @@ def test_a_fast_and_a_slow_worker_by_hand():
     assert outcome.efficiency == pytest.approx(1)
     assert outcome.learner_busy == pytest.approx(4 * 0.5 / 6)
     assert outcome.fastest_share == pytest.approx(6 / 8)
-    assert (outcome.sent, outcome.used, outcome.waiting, outcome.flying) == (12, 10, 0, 2)
+    assert (len(simulation.waiting), fragments_in_flight(simulation)) == (0, 2)
 
 
 def test_a_saturated_learner_by_hand():
@@ -123,36 +132,118 @@ def test_a_saturated_learner_by_hand():
     Update 2 uses four fragments of version 0 after 1 update. Each later one uses three that waited, staleness 2, and
     one of those dispatched as its predecessor began, staleness 1.
     """
-    outcome = simulate(plain(workers=4, update_seconds=60.0))
+    simulation = Simulation(plain(workers=4, update_seconds=60.0), [1.0] * 4, itertools.repeat([6.0]))
+    outcome = simulation.run()
     assert outcome.staleness == {1: 4 + 8, 2: 8 * 3}
     assert outcome.learner_busy == pytest.approx(1)
     assert outcome.transitions_per_second == pytest.approx(24 / 60)
     assert outcome.wait_share == pytest.approx(1 - 6 / 60, abs=0.01)
-    assert outcome.waiting == 4 + 3
+    assert len(simulation.waiting) == 4 + 3
 
 
+@pytest.mark.parametrize("pieces", [1, 2, 3, 4])
+@pytest.mark.parametrize("update", [0.1, 2.9, 3.1, 5.9, 6.1, 11.9])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_pieces_sent_during_an_update_are_one_update_old(workers, update, pieces):
+    """Equal workers, fragments of 12 seconds: ceil(k U / 12) of k pieces are sent before the update ends."""
+    setting = plain(workers=workers, envs_per_worker=1, time_steps=12, pieces=pieces, update_seconds=update)
+    outcome = simulate(setting)
+    stale = math.ceil(pieces * update / 12)
+    expected = {0: 9 * workers * (pieces - stale), 1: 9 * workers * stale}
+    assert outcome.staleness == {value: count for value, count in expected.items() if count}
+    assert outcome.mean_staleness == pytest.approx(stale / pieces)
+    assert outcome.efficiency == pytest.approx(1)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 4, 8])
+def test_fragments_that_end_evenly_spread_have_pieces_of_a_mean_staleness_above_a_half(pieces):
+    """A fragment that waits m / 8 of its time has floor(k m / 8) + 1 of k pieces sent before the last update ended."""
+    setting = plain(workers=8, time_steps=8, pieces=pieces, update_seconds=0.01)
+    first, later = ([[i / pieces] * pieces for i in range(1, 9)], itertools.repeat([8 / pieces] * pieces))
+    outcome = Simulation(setting, [1.0] * 8, itertools.chain(first, later)).run()
+    assert outcome.max_staleness == 1
+    assert outcome.mean_staleness == pytest.approx((pieces + 1) / (2 * pieces))
+    assert 1 / outcome.updates_per_second == pytest.approx(8)
+
+
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_with_one_worker_every_piece_is_one_update_old_where_updates_are_longer_than_fragments(pieces):
+    """The next fragment begins with the update, and waits for its end."""
+    assert simulate(plain(time_steps=4, pieces=pieces, update_seconds=20.0)).staleness == {1: 9 * pieces}
+
+
+def test_the_end_of_a_piece_takes_time():
+    """4 pieces: 4 * 3 to send, 12 to step, 3 * 0.5 and 0.25 to receive."""
+    costs = {"send_seconds": 3.0, "piece_seconds": 0.5, "receive_seconds": 0.25}
+    outcome = simulate(plain(time_steps=4, pieces=4, **costs))
+    assert 1 / outcome.updates_per_second == pytest.approx(12 + 12 + 1.5 + 0.25)
+    assert outcome.thread_busy == pytest.approx(1.75 / 25.75)
+    assert outcome.wait_share == pytest.approx(1 - 12 / 25.75)
+    synchronous = simulate(plain(time_steps=4, pieces=4, asynchronous=False, **costs))
+    assert 1 / synchronous.updates_per_second == pytest.approx(3 + 12 + 0.25)
+
+
+def test_the_ends_of_pieces_share_the_dispatching_thread():
+    """40 workers, 2 pieces: the thread takes 0.25 and 0.5 per fragment of 6 transitions."""
+    outcome = simulate(plain(workers=40, pieces=2, piece_seconds=0.25, receive_seconds=0.5, updates=30))
+    assert outcome.transitions_per_second == pytest.approx(6 / 0.75)
+    assert outcome.thread_busy == pytest.approx(1)
+
+
+def test_a_fragment_goes_on_while_a_whole_batch_waits():
+    """Fragments of 2 pieces: fast ones take 1 second, slow ones 11.2; an update takes 5.
+
+    Time: what happens. A piece carries the version before its colon.
+    1, 2: fast 0 0 arrives; update 1 begins with two of them. 3, 4: two more wait, fast is held back.
+    5.6: slow goes on, with version 0. 7: update 2 takes the two (1 1 1 1). 8, 9: fast 1 1 arrives, is held back.
+    11.2: slow 0 0 arrives. 12: update 3 takes two of fast (1 1 1 1). 13: fast 2 2 arrives, is held back.
+    17: update 4 takes slow 0 0 (3 3) and fast 2 2 (1 1). 17.6: slow goes on with version 3. 18, 19: fast 3 3 arrives.
+    22: update 5 takes two of fast (1 1 1 1). 23: fast 4 4 arrives. 23.2: slow 2 3 arrives. 24: fast 4 4 arrives.
+    27: update 6 takes fast 4 4 (1 1) and slow 2 3 (3 2).
+    """
+    setting = plain(workers=2, envs_per_worker=1, pieces=2, update_seconds=5.0, updates=6)
+    outcome = Simulation(setting, [1.0, 1 / 11.2], itertools.repeat([0.5, 0.5])).run()
+    assert outcome.staleness == {1: 4 + 4 + 2 + 4 + 2, 2: 1, 3: 3}
+    assert outcome.mean_staleness == pytest.approx((16 + 2 + 9) / 20)
+    assert outcome.max_staleness == 3
+    assert outcome.fastest_share == pytest.approx(8 / 10)
+
+
+@pytest.mark.parametrize(
+    ("time_steps", "pieces", "count"), [(128, 4, 4), (6, 4, 3), (14, 4, 2), (7, 4, 1), (1, 4, 1), (128, 1, 1)]
+)
+def test_a_fragment_has_the_most_pieces_of_equal_length(time_steps, pieces, count):
+    assert plain(time_steps=time_steps, pieces=pieces).piece_count == count
+    assert plain(time_steps=time_steps, pieces=pieces, asynchronous=False).piece_count == 1
+    assert plain(time_steps=24, pieces=4, shortest_piece=8).piece_count == 3
+    assert plain(time_steps=4, pieces=4, shortest_piece=8).piece_count == 1
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize("workers", [1, 2, 3, 16])
 @pytest.mark.parametrize("update", [0.1, 1.0, 5.9, 6.1, 11.0, 13.0, 60.0, 6000.0])
-def test_without_overtaking_staleness_is_at_most_two(workers, update):
+def test_without_overtaking_staleness_is_at_most_two(workers, update, pieces):
     """At most 2 W - 2 fragments are before one at its dispatch; with one worker there is none, and it is at most 1."""
-    outcome = simulate(plain(workers=workers, update_seconds=update, receive_seconds=0.01))
-    assert outcome.max_staleness <= min(2, workers)
-    assert outcome.waiting <= 2 * workers - 1
+    setting = plain(workers=workers, update_seconds=update, receive_seconds=0.01, pieces=pieces, piece_seconds=0.01)
+    simulation = Simulation(setting, [1.0] * workers, itertools.repeat([6.0 / pieces] * pieces))
+    assert simulation.run().max_staleness <= min(2, workers)
+    assert len(simulation.waiting) <= 2 * workers - 1
 
 
+@pytest.mark.parametrize("pieces", [1, 4])
 @pytest.mark.parametrize("update", [1.01, 1.5, 10.0, 1000.0])
 @pytest.mark.parametrize("workers", [2, 5, 16])
-def test_staleness_under_updates_longer_than_any_fragment_is_at_most_three(workers, update):
+def test_staleness_under_updates_longer_than_any_fragment_is_at_most_three(workers, update, pieces):
     """At most one update ends during a flight, and the fragment is used by the next update but one at the latest."""
-    setting = plain(workers=workers, update_seconds=update, updates=100)
-    times = iter(np.random.default_rng(0).uniform(0.1, 1.0, 100_000))
+    setting = plain(workers=workers, time_steps=4, pieces=pieces, update_seconds=update, updates=100)
+    times = iter(np.random.default_rng(0).uniform(0.1 / pieces, 1 / pieces, (20_000, pieces)).tolist())
     assert Simulation(setting, [1.0] * workers, times).run().max_staleness <= 3
 
 
 def test_workers_go_on_while_less_than_a_batch_waits():
     """A fragment that takes for ever stops nobody: the others' fragments fill the batches."""
     setting = plain(workers=3, update_seconds=0.5, updates=30)
-    outcome = Simulation(setting, [1.0] * 3, itertools.chain([math.inf], itertools.repeat(1.0))).run()
+    outcome = Simulation(setting, [1.0] * 3, itertools.chain([[math.inf]], itertools.repeat([1.0]))).run()
     assert outcome.fastest_share == pytest.approx(0.5, abs=0.02)
     assert outcome.updates_per_second == pytest.approx(2 / 3, rel=0.05)
 
@@ -163,11 +254,14 @@ NOISY = Setting(workers=16, straggler_share=0.05, host_sigma=0.3, updates=40)
 @pytest.mark.parametrize("asynchronous", [True, False])
 @pytest.mark.parametrize("costs", [{}, {"update_seconds": 3.0}, {"receive_seconds": 0.1}, {"cores": 3.5}])
 def test_no_fragment_is_lost_or_used_twice(asynchronous, costs):
-    outcome = simulate(dataclasses.replace(NOISY, asynchronous=asynchronous, **costs), seed=1)
-    assert outcome.sent == outcome.used + outcome.waiting + outcome.flying
-    assert outcome.used == 40 * 16
-    assert sum(outcome.staleness.values()) == 39 * 16
-    assert outcome.flying <= 16
+    setting = dataclasses.replace(NOISY, asynchronous=asynchronous, **costs)
+    times = list(itertools.islice(fragment_times(setting, np.random.default_rng(1)), 1000))
+    simulation = Simulation(setting, np.linspace(0.5, 2.0, 16).tolist(), times)
+    outcome = simulation.run()
+    dispatched = 1000 - len(list(simulation.times))
+    assert dispatched == 40 * 16 + len(simulation.waiting) + fragments_in_flight(simulation)
+    assert sum(outcome.staleness.values()) == 39 * 16 * (4 if asynchronous else 1)
+    assert fragments_in_flight(simulation) <= 16
 
 
 def test_equal_seeds_give_equal_outcomes():
@@ -193,7 +287,7 @@ def test_a_faster_worker_gives_more_only_where_nobody_waits_for_the_slowest():
 def test_cores_are_shared_in_equal_parts():
     """Three fragments on one core, of 1, 2 and 2 seconds of work: they end at 3, 5 and 5, and are received until 6."""
     setting = plain(workers=3, asynchronous=False, cores=1.0, receive_seconds=0.5)
-    outcome = Simulation(setting, [1.0, 0.5, 0.5], itertools.repeat(1.0)).run()
+    outcome = Simulation(setting, [1.0, 0.5, 0.5], itertools.repeat([1.0])).run()
     assert 1 / outcome.updates_per_second == pytest.approx(6)
     assert outcome.wait_share == pytest.approx(1 - (3 + 5 + 5) / (3 * 6))
 
@@ -201,7 +295,7 @@ def test_cores_are_shared_in_equal_parts():
 def test_the_speeds_of_hosts_have_mean_one():
     setting = plain(workers=1000, host_sigma=0.5, updates=3)
     outcome = simulate(setting)
-    assert outcome.transitions_per_second / outcome.efficiency == pytest.approx(1000 * setting.alone, rel=0.06)
+    assert outcome.transitions_per_second / outcome.efficiency == pytest.approx(1000 * 6 / 6, rel=0.06)
 
 
 @pytest.mark.parametrize(("cores", "slower"), [(2.0, 4.0), (5.0, 1.6), (8.0, 1.0), (100.0, 1.0)])
@@ -209,20 +303,34 @@ def test_busy_workers_beyond_the_cores_slow_each_other(cores, slower):
     assert simulate(plain(workers=8, cores=cores)).efficiency == pytest.approx(1 / slower)
 
 
-def test_times_of_fragments_have_the_mean_and_spread_of_the_sum_of_their_steps():
+def drawn(setting):
+    """Times of the pieces of 100,000 fragments."""
+    return np.array(list(itertools.islice(fragment_times(setting, np.random.default_rng(0)), 100_000)))
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_times_of_pieces_have_the_mean_and_spread_of_the_sum_of_their_steps(pieces):
     """Steps of mean 2 and variance 4 (exp(0.6^2) - 1); 4 * 3 of them and 4 times 0.25 to act."""
-    setting = plain(envs_per_worker=3, time_steps=4, step_seconds=2.0, step_sigma=0.6, act_seconds=0.25)
-    times = np.array(list(itertools.islice(fragment_times(setting, np.random.default_rng(0)), 100_000)))
-    assert times.mean() == pytest.approx(24 + 1, rel=0.003)
-    assert times.var() == pytest.approx(12 * 4 * (math.exp(0.36) - 1), rel=0.03)
+    setting = plain(envs_per_worker=3, time_steps=4, step_seconds=2.0, step_sigma=0.6, act_seconds=0.25, pieces=pieces)
+    times = drawn(setting)
+    assert times.shape == (100_000, pieces)
+    assert times.mean(0) * pieces == pytest.approx(24 + 1, rel=0.003)
+    assert times.var(0) * pieces == pytest.approx(12 * 4 * (math.exp(0.36) - 1), rel=0.03)
+    assert times.sum(1).var() == pytest.approx(12 * 4 * (math.exp(0.36) - 1), rel=0.03)
     slow = dataclasses.replace(setting, straggler_share=0.2, straggler_factor=3.0)
-    times = np.array(list(itertools.islice(fragment_times(slow, np.random.default_rng(0)), 100_000)))
-    assert times.mean() == pytest.approx(25 * 1.4, rel=0.01)
+    assert drawn(slow).sum(1).mean() == pytest.approx(25 * 1.4, rel=0.01)
     assert slow.fragment_seconds == pytest.approx(25 * 1.4)
-    assert slow.alone == pytest.approx(12 / 35)
 
 
-@pytest.mark.parametrize("changes", [{"workers": 0}, {"updates": 1}, {"step_seconds": 0.0}, {"cores": 0.0}])
+def test_a_straggler_is_slow_in_every_piece():
+    times = drawn(plain(time_steps=4, pieces=4, straggler_share=0.2, straggler_factor=3.0))
+    assert set(map(tuple, times.tolist())) == {(3.0,) * 4, (9.0,) * 4}
+    assert (times[:, 0] == 9.0).mean() == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"workers": 0}, {"pieces": 0}, {"updates": 1}, {"step_seconds": 0.0}, {"cores": 0.0}]
+)
 def test_settings_that_mean_nothing_are_refused(changes):
     with pytest.raises(ValueError, match=r"needed|needs"):
         plain(**changes)
@@ -247,8 +355,7 @@ def test_fields_are_changed_by_name():
 def point(faster=1.0, staler=0.0, **changes):
     """A measured point that is what the simulation says, but for these."""
     setting = plain(workers=4, update_seconds=1.0, **changes)
-    rate, staleness = 4 * faster, 1 + staler
-    return Measured(4, setting.asynchronous, False, rate, faster, staleness, 1, setting)
+    return Point(setting, transitions_per_second=4 * faster, efficiency=faster, mean_staleness=1 + staler)
 
 
 @pytest.mark.parametrize(
@@ -265,14 +372,16 @@ def point(faster=1.0, staler=0.0, **changes):
     ],
 )
 def test_what_was_measured_agrees_within_a_tenth_and_a_fifth_of_a_version(changes, agrees):
-    found = compare(point(**changes))
-    assert found.transitions_per_second == pytest.approx(4)
-    assert found.mean_staleness == 1
-    assert found.agrees is agrees
+    found, ratio, difference, agreed = compare(point(**changes))
+    assert found == (point().setting, pytest.approx(4), pytest.approx(1), 1)
+    assert ratio == pytest.approx(changes.get("faster", 1), nan_ok=True)
+    assert difference == pytest.approx(changes.get("staler", 0), nan_ok=True)
+    assert agreed is agrees
 
 
 def record(**changes):
-    return dataclasses.asdict(point()) | changes
+    about = {"workers": 4, "asynchronous": True, "stragglers": False, "max_staleness": 1}
+    return point()._asdict() | {"setting": dataclasses.asdict(point().setting)} | about | changes
 
 
 def test_measured_points_are_read(tmp_path):
@@ -285,6 +394,9 @@ def test_measured_points_are_read(tmp_path):
     path.write_text(json.dumps({"points": [record(setting={"speed": 1})]}))
     with pytest.raises(TypeError, match="speed"):
         read_measured(path)
+    whole = dataclasses.asdict(point().setting)
+    path.write_text(json.dumps({"points": [record(setting={name: whole[name] for name in whole if name != "pieces"})]}))
+    assert read_measured(path)[0].setting.pieces == 4
 
 
 def command(tmp_path, rate, *arguments):

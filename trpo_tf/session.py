@@ -23,7 +23,7 @@ from trpo_tf.rollout.vector_env import VectorEnv
 from trpo_tf.run.checkpoint import Checkpoint
 from trpo_tf.run.directory import versions
 from trpo_tf.run.metrics.row import Row
-from trpo_tf.sources import Acting, make_source
+from trpo_tf.sources import Acting, check_workers, make_source
 from trpo_tf.types import Rollout, pack, unpack
 
 _WINDOW = 20  # episodes in the running mean of returns
@@ -79,9 +79,21 @@ class Session:
     def start(self) -> None:
         """Makes the training environments, where none are there."""
         if self.source is None:
-            own, stopping = any(self.own_networks), lambda: self.stopping()
-            self.source = make_source(Acting(self.config, self.environments, self.policy, self.spaces, own, stopping))
+            self.source = make_source(self._acting())
         self._began = self._began or time.perf_counter()
+
+    def _acting(self) -> Acting:
+        own, stopping = self.own_networks[0], lambda: self.stopping()
+        return Acting(self.config, self.environments, self.policy, self.spaces, own, stopping)
+
+    def check(self) -> None:
+        """Tries what a training needs besides environments, before anything is written.
+
+        Raises:
+          UsageError: workers cannot have these environments, or this policy, or there is no Ray for them.
+        """
+        if self.source is None and self.config.workers.workers:
+            check_workers(self._acting())
 
     def updates(self, until: int) -> Iterator[Row]:
         """Takes updates until so many environment steps are done in all; yields the metrics of each.

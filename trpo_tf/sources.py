@@ -1,7 +1,8 @@
 """Which source of rollouts a configuration asks for."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from trpo_tf.rollout.sources import RolloutSource
 from trpo_tf.rollout.sources.lagging import LaggingSource
 from trpo_tf.rollout.sources.local import LocalSource
 from trpo_tf.rollout.sources.prefetching import PrefetchingSource
-from trpo_tf.rollout.stepper import LocalStepper
+from trpo_tf.rollout.stepper import LocalStepper, Stepper
 from trpo_tf.rollout.workers.asynchronous import AsynchronousSource
 from trpo_tf.rollout.workers.crew import Crew
 from trpo_tf.rollout.workers.fleet import Fleet
@@ -39,9 +40,8 @@ class Acting(NamedTuple):
     environments: Environments
     policy: Policy  # that learns
     spaces: tuple[gym.Space, gym.Space]  # of observations and actions of one environment
-    own_networks: bool  # whether the policy has Keras models of the user's
+    own_network: bool  # whether the policy's is a Keras model of the user's
     stopping: Callable[[], bool]  # whether the run is to end
-    make_fleet: Callable[[WorkerPlan], Fleet] | None = None  # makes workers; None: on Ray
 
     @property
     def envs(self) -> int:
@@ -71,6 +71,11 @@ def make_source(acting: Acting) -> RolloutSource:
     return PrefetchingSource(source) if off_policy.pipeline and not asynchronous else source
 
 
+def check_workers(acting: Acting) -> None:
+    """Raises UsageError where workers cannot have these environments, or this policy, or there is no Ray for them."""
+    _plan(acting)
+
+
 def _local(acting: Acting) -> LocalSource:
     config, policy = acting.config, acting.policy
     if config.off_policy.lag:
@@ -81,44 +86,51 @@ def _local(acting: Acting) -> LocalSource:
         return acting.environments.training(seeds.derive_seed(config.run.seed, seeds.TRAIN_ENVS, update))
 
     stepper = LocalStepper(make_envs, actor, config.time_steps)
-    return _collecting(acting, Collector(stepper, actor, *_limits(config)), actor)
+    return _collecting(acting, stepper, actor, actor)
 
 
 def _synchronous(acting: Acting) -> LocalSource:
     config = acting.config
     dimensions = config.workers.workers, acting.envs, config.time_steps, config.environment.max_env_restarts
     stepper = WorkersStepper(partial(_crew, acting, _plan(acting)), *dimensions, acting.stopping)
-    return _collecting(acting, Collector(stepper, make_actor(acting.policy, live=True), *_limits(config)), stepper)
+    return _collecting(acting, stepper, make_actor(acting.policy, live=True), stepper)
 
 
-def _limits(config: Config) -> tuple[int, float, int]:
-    return config.time_steps, config.advantage.gamma, config.environment.max_invalid_rows
-
-
-def _collecting(acting: Acting, collector: Collector, taking: Any) -> LocalSource:
-    """The source of a collector; taking: takes weights over."""
-    key = seeds.derive_seed(acting.config.run.seed, seeds.ACTIONS)
+def _collecting(acting: Acting, stepper: Stepper, actor: Any, taking: Any) -> LocalSource:
+    """What collects with a stepper. actor: of the policy. taking: takes weights over."""
+    config, key = acting.config, seeds.derive_seed(acting.config.run.seed, seeds.ACTIONS)
+    limits = config.time_steps, config.advantage.gamma, config.environment.max_invalid_rows
+    with _closed_if_raised(stepper):
+        collector = Collector(stepper, actor, *limits)
 
     def draw_noise(shape: tuple[int, int], count: int) -> np.ndarray:
         return acting.policy.distribution.noise(list(shape), tf.constant([key, count], tf.int32)).numpy()
 
-    return LocalSource(collector, taking, draw_noise, acting.log_prob, acting.config.time_steps)
+    return LocalSource(collector, taking, draw_noise, acting.log_prob, config.time_steps)
+
+
+@contextlib.contextmanager
+def _closed_if_raised(something: Any) -> Iterator[None]:
+    """Closes something where what needs it cannot be made."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(something.close)
+        yield
+        stack.pop_all()
 
 
 def _asynchronous(acting: Acting) -> AsynchronousSource:
     config, environment = acting.config, acting.config.environment
     shapes = Shapes(make_actor(acting.policy, live=True), config.time_steps, acting.envs)
-    make_crew, limits = (
-        partial(_crew, acting, _plan(acting)),
-        (environment.max_invalid_rows, environment.max_env_restarts),
-    )
-    return AsynchronousSource(make_crew, config.workers.workers, shapes, acting.log_prob, *limits, acting.stopping)
+    crew, limits = partial(_crew, acting, _plan(acting)), (environment.max_invalid_rows, environment.max_env_restarts)
+    return AsynchronousSource(crew, config.workers.workers, shapes, acting.log_prob, *limits, acting.stopping)
 
 
 def _crew(acting: Acting, plan: WorkerPlan, serial: int = 0) -> Crew:
     config = acting.config.workers
-    fleet = (acting.make_fleet or partial(_on_ray, acting))(plan)
-    return Crew(fleet, config.workers, config.fragment_timeout, serial)
+    fleet = _on_ray(acting, plan)
+    needed = 1 if config.asynchronous else config.workers
+    with _closed_if_raised(fleet):
+        return Crew(fleet, config.workers, config.fragment_timeout, serial, needed)
 
 
 def _on_ray(acting: Acting, plan: WorkerPlan) -> Fleet:
@@ -136,9 +148,9 @@ def _plan(acting: Acting) -> WorkerPlan:
     make: Callable[[], Any] = partial(worker_actor.make, acting.spaces, config.policy, threads)
     if spec is not None:
         make = partial(ArrayActor, spec)
-    elif acting.own_networks:
+    elif acting.own_network:
         raise UsageError(
-            "--workers: your own models go with them where the policy is of Dense layers, which workers compute in "
+            "--workers: your own model goes with them where it is of Dense layers, which workers compute in "
             "NumPy; take the networks of the flags"
         )
     own = dataclasses.replace(environment, num_envs=acting.envs, env_threads=environment.env_threads or threads)

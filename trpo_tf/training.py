@@ -43,6 +43,7 @@ def learn(agent: Any, until: int, callbacks: list[Callback], stopping: Callable[
       Whether the training is over; False where it was interrupted.
 
     Raises:
+      UsageError: workers cannot be had as asked for; no callback was called.
       EnvironmentFailure: environments failed. Before, every callback's `finish(agent, False)` was called, so Checkpoint
         has saved the state after the last whole update.
       BaseException: whatever else an update or a callback raised, SystemExit too; likewise. Only a KeyboardInterrupt
@@ -53,6 +54,7 @@ def learn(agent: Any, until: int, callbacks: list[Callback], stopping: Callable[
     with contextlib.ExitStack() as stack:
         stack.callback(setattr, session, "stopping", session.stopping)
         session.stopping = stopping
+        session.check()
         stack.callback(gc.unfreeze)
         for callback in reversed(callbacks):
             stack.callback(_close, callback)

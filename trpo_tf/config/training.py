@@ -56,6 +56,12 @@ class Config:
             raise UsageError(
                 f"--workers={workers}: must divide --num_envs={envs}, since all step as many; or --num_envs={near}"
             )
+        least = self.off_policy.behavior_lag + 2 + (self.off_policy.reuse > 1)
+        if self.workers.asynchronous and self.off_policy.max_staleness < least:
+            raise UsageError(
+                f"--max_staleness={self.off_policy.max_staleness}: must be >= {least}; transitions of asynchronous "
+                "workers are up to 2 updates older than without"
+            )
         if workers and self.environment.env_processes:
             raise UsageError("--env_processes: workers are processes already; use more --workers")
 

@@ -151,7 +151,7 @@ class Preparation:
         metrics = staleness.diagnostics(everything, count, config.off_policy.vtrace_rho)
         if config.workers.asynchronous:
             new = slice(config.environment.num_envs)
-            lag = staleness.mean(given.staleness[:, new], trajectory.mask[:, new])
+            lag = staleness.mean(given.staleness[:, new], tf.sign(estimate.weights[:, new]))
             metrics |= staleness.spread(everything, count, lag)
         return estimate, Stale(layout.batch(given.behavior_params), found.new_advantage, metrics, lag)
 

@@ -1,5 +1,6 @@
 """Training on what asynchronous workers bring: the versions, the books, resuming, and what ends it."""
 
+import gc
 import time
 
 import numpy as np
@@ -11,6 +12,7 @@ from trpo_tf import sources
 from trpo_tf.acting.array_actor import ArrayActor
 from trpo_tf.errors import EnvironmentFailure, Interrupted, UsageError
 from trpo_tf.rollout.environments import Environments
+from trpo_tf.runs import run_training
 from trpo_tf.session import Session
 
 
@@ -35,7 +37,7 @@ def make(tiny, monkeypatch):
 
 def test_every_transition_was_drawn_by_the_policy_that_its_version_names(make):
     """The parameters of each are computed anew, from the weights that were published as that version."""
-    session, archive, seen = make(), {}, []
+    session, archive, seen = make(steps_per_update=256), {}, []
     publish, taken = session.source.publish, session.source.next
 
     def keep(version, weights):
@@ -58,6 +60,8 @@ def test_every_transition_was_drawn_by_the_policy_that_its_version_names(make):
             np.testing.assert_allclose(params[0], rollout.behavior_params[t, b], atol=1e-5)
         versions |= {update - int(version) for version in np.unique(rollout.version)}
     assert len(versions) > 1, "else nothing was stale"
+    within = max(len(np.unique(column)) for rollout in seen for column in rollout.version.T)
+    assert within > 1, "weights come in the middle of a fragment, too"
 
 
 def test_rows_tell_of_staleness_and_of_workers(make):
@@ -115,8 +119,10 @@ def test_a_run_goes_on_with_its_books_and_with_new_workers(make):
 def test_a_run_without_workers_goes_on_with_them_and_not_the_other_way(make, capsys):
     local = make(workers=0)
     local.step()
+    local.source._collector.restarts = 5
     resumed = make()
     resumed.restore(local.checkpoint())
+    assert resumed.source._totals["restarts"] == 5
     resumed.step()
     assert "begin anew" in capsys.readouterr().err
     assert resumed.source.ledger.steps == resumed.env_steps - local.env_steps
@@ -148,6 +154,51 @@ def test_an_update_that_fails_keeps_its_batch_and_the_books_balance(make, monkey
     resumed.restore(saved)
     resumed.step()
     assert (resumed.env_steps, resumed.source.ledger.consumed) == (session.env_steps, 4)
+
+
+def test_a_batch_that_was_taken_is_given_again_until_it_was_learned_from(make):
+    """An interrupt may come in between."""
+    session = make()
+    session.source.publish(0, session.policy.get_weights())
+    batch = session.source.next()
+    assert session.source.next() is batch
+    session.step()
+    assert session.source.ledger.steps == session.env_steps
+    assert session.source.next() is not batch
+
+
+def test_what_waits_when_workers_are_closed_is_lost_and_others_go_on(make):
+    session = make()
+    session.step()
+    source = session.source
+    source.close()
+    assert (source.ledger.waiting, source.ledger.outstanding(0), source._crew) == (0, None, None)
+    source.ledger.check(session.env_steps)
+    session.step()
+    assert source.ledger.steps == session.env_steps > 64
+
+
+def test_workers_end_when_nobody_has_the_agent_any_more(make):
+    fleets = []
+
+    class Kept(LocalFleet):
+        closed = False
+
+        def __init__(self, plan):
+            super().__init__(plan)
+            fleets.append(self)
+
+        def close(self):
+            self.closed = True
+
+    session = make(fleet=Kept)
+    session.step()
+    thread, session.source = session.source._thread, None
+    del session
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert fleets[0].closed
 
 
 def test_a_run_that_is_to_end_waits_for_nobody(make):
@@ -201,6 +252,24 @@ def test_it_goes_with_memory_with_reuse_and_with_a_lag(make, changes):
 def test_a_pipeline_is_what_workers_are_in_any_case(make, capsys):
     make(pipeline=True).step()
     assert "--pipeline changes nothing" in capsys.readouterr().err
+
+
+def test_what_workers_cannot_have_is_said_before_anything_is_written(tiny, tmp_path):
+    import keras
+
+    convolution = keras.Sequential([keras.layers.Input((4,)), keras.layers.Reshape((4, 1)), keras.layers.Conv1D(2, 2)])
+    network = keras.Sequential([convolution, keras.layers.Flatten(), keras.layers.Dense(2)])
+    config = tiny(workers=2, run_dir=str(tmp_path / "run"))
+    with pytest.raises(UsageError, match="your own model"):
+        run_training(config, policy_network=network)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_staleness_that_workers_need_is_not_masked(tiny):
+    for settings, least in (({}, 2), ({"reuse": 2}, 3), ({"behavior_lag": 1}, 3)):
+        with pytest.raises(UsageError, match=f"must be >= {least}; transitions of asynchronous"):
+            tiny(workers=2, max_staleness=least - 1, **settings)
+        tiny(workers=2, max_staleness=least, **settings)
 
 
 def test_own_models_go_with_workers_where_numpy_computes_them(tiny):

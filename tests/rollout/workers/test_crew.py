@@ -8,9 +8,9 @@ from trpo_tf.rollout.workers.crew import Crew
 from trpo_tf.rollout.workers.fleet import Answer, Death, Reply, Trouble
 
 
-def crew_of(slots=2, timeout=10.0, serial=0):
+def crew_of(slots=2, timeout=10.0, serial=0, needed=1):
     fleet, clock = ScriptedFleet(), Clock()
-    return Crew(fleet, slots, timeout, serial, clock), fleet, clock
+    return Crew(fleet, slots, timeout, serial, needed, clock), fleet, clock
 
 
 def begun(slots=2, **settings):
@@ -20,6 +20,16 @@ def begun(slots=2, **settings):
     assert crew.poll(0) == []
     assert crew.ready() == list(range(slots))
     return crew, fleet, clock
+
+
+def replaced(crew, fleet, clock, slot=0):
+    """The slot's worker dies, and another one begins."""
+    fleet.die(slot)
+    crew.poll(0)
+    clock.now += 60
+    crew.poll(0)
+    fleet.answer(slot)
+    crew.poll(0)
 
 
 def test_workers_are_numbered_over_the_run_and_asked_when_they_are_ready():
@@ -114,12 +124,7 @@ def test_what_was_abandoned_is_not_handed_on():
 def test_three_deaths_per_slot_in_a_row_fail_the_run_with_what_the_last_one_said():
     crew, fleet, clock = begun()
     for _ in range(5):
-        fleet.die(0)
-        crew.poll(0)
-        clock.now += 60
-        crew.poll(0)
-        fleet.answer(0)
-        crew.poll(0)
+        replaced(crew, fleet, clock)
     fleet.die(0, "environment failed: no licence")
     assert len(crew.poll(0)) == 1, "no event is lost"
     with pytest.raises(EnvironmentFailure, match="no licence; 6 workers in a row"):
@@ -130,12 +135,7 @@ def test_three_deaths_per_slot_in_a_row_fail_the_run_with_what_the_last_one_said
 def test_an_answer_of_anybody_starts_the_count_anew():
     crew, fleet, clock = begun()
     for _ in range(12):
-        fleet.die(0)
-        crew.poll(0)
-        clock.now += 60
-        crew.poll(0)
-        fleet.answer(0)
-        crew.poll(0)
+        replaced(crew, fleet, clock)
         crew.ask(1, "fragment")
         fleet.answer(1)
         crew.poll(0)
@@ -145,18 +145,41 @@ def test_an_answer_of_anybody_starts_the_count_anew():
 
 def test_nobody_for_five_minutes_fails_the_run():
     crew, fleet, clock = crew_of()
-    clock.now = 299
-    crew.poll(0)
-    clock.now = 301
-    crew.poll(0)
-    with pytest.raises(EnvironmentFailure, match="5 minutes: none could be placed"):
+    for clock.now in (0, 299, 301):
         crew.poll(0)
-    clock.now = 550
+    with pytest.raises(
+        EnvironmentFailure, match="0 of 2 rollout workers have been there for 5 minutes: they could not"
+    ):
+        crew.poll(0)
+    fleet.answer(0)
+    for clock.now in (550, 900):
+        crew.poll(0)
+    crew.poll(0)  # one is there
+
+
+def test_one_that_is_missing_for_five_minutes_fails_a_run_that_needs_all(capsys):
+    crew, fleet, clock = crew_of(needed=2)
+    fleet.answer(0)
+    for clock.now in (0, 61):
+        crew.poll(0)
+    assert "1 of 2 rollout workers are there after 60 seconds" in capsys.readouterr().err
+    for clock.now in (299, 301):
+        crew.poll(0)
+    assert "60 seconds" not in capsys.readouterr().err
+    with pytest.raises(EnvironmentFailure, match="1 of 2 rollout workers have been there for 5 minutes"):
+        crew.poll(0)
+
+
+def test_a_long_pause_of_whoever_polls_is_no_absence():
+    """An evaluation may take an hour; a worker died just before, and another one began meanwhile."""
+    crew, fleet, clock = begun()
+    fleet.die(0)
+    crew.poll(0)
+    clock.now = 3600
     fleet.answer(0)
     crew.poll(0)
-    clock.now = 900
     crew.poll(0)
-    crew.poll(0)  # one is there
+    assert crew.alive == 2
 
 
 def test_what_fails_at_the_start_of_a_worker_is_a_death():
@@ -167,9 +190,10 @@ def test_what_fails_at_the_start_of_a_worker_is_a_death():
     assert fleet.killed == [(0, 0)]
 
 
-def test_warnings_of_workers_are_said_here(capsys):
+def test_warnings_of_workers_are_said_here_and_once(capsys):
     crew, fleet, _ = begun()
-    crew.ask(0, "fragment")
-    fleet.answer(0, "value", said=("a joint was stuck",))
-    crew.poll(0)
-    assert "a joint was stuck" in capsys.readouterr().err
+    for slot in range(2):
+        crew.ask(slot, "fragment")
+        fleet.answer(slot, "value", said=("a joint was stuck",))
+        crew.poll(0)
+    assert capsys.readouterr().err.count("a joint was stuck") == 1

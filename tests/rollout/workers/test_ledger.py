@@ -19,7 +19,7 @@ class Run:
     def __init__(self, workers, state=None, env_steps=0):
         self.fleet, self.clock = ScriptedFleet(), Clock()
         self.source = AsynchronousSource(
-            lambda serial: Crew(self.fleet, workers, 10.0, serial, self.clock),
+            lambda serial: Crew(self.fleet, workers, 10.0, serial, clock=self.clock),
             workers,
             Shapes(Specs(), 1, 1),
             lambda params, action: np.zeros(len(params), np.float32),

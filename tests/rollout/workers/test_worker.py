@@ -24,7 +24,6 @@ from trpo_tf.rollout.workers.ledger import Identity
 from trpo_tf.rollout.workers.worker import Worker, WorkerPlan
 from trpo_tf.types import pack
 
-
 SMALL = PolicyConfig(hidden_sizes=(8,))
 
 
@@ -152,8 +151,8 @@ def test_each_piece_of_a_fragment_is_drawn_with_the_weights_it_was_sent():
         np.testing.assert_allclose(params, rollout.behavior_params[first : first + 16].reshape(32, -1), atol=1e-5)
 
 
-@pytest.mark.parametrize(("time_steps", "count"), [(128, 4), (6, 3), (2, 2), (7, 1), (1, 1)])
-def test_pieces_are_of_equal_length(time_steps, count):
+@pytest.mark.parametrize(("time_steps", "count"), [(128, 4), (60, 3), (40, 2), (67, 1), (31, 1), (1, 1)])
+def test_pieces_are_of_equal_length_and_not_too_short(time_steps, count):
     assert piece_count(time_steps) == count
 
 

@@ -1,6 +1,7 @@
 """Rollouts from workers that nobody waits for: batches of the first fragments to arrive, whatever their versions."""
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,8 @@ from trpo_tf.types import Rollout
 _HELD = 0.003  # seconds until slots are looked at again that are held back until a batch is taken
 _WAIT = 0.2  # seconds until anything else is
 _FATAL = {"usage": UsageError, "environment": EnvironmentFailure}  # a worker has the limits of the whole run
-_TOTALS = ("serial", "deaths", "unasked", "invalid", "restarts", "dropped")
+_OF_COLLECTOR = ("invalid", "restarts", "dropped")  # totals that a run without such workers has, too
+_TOTALS = ("serial", "deaths", "unasked", *_OF_COLLECTOR)
 
 
 class AsynchronousSource:
@@ -54,6 +56,7 @@ class AsynchronousSource:
         self._totals = dict.fromkeys(_TOTALS, 0)
         self._published: tuple[int, Any] | None = None
         self._unshared: tuple[int, Weights] | None = None
+        self._batch: Rollout | None = None  # taken, and not learned from
         self._crew: Crew | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -67,12 +70,14 @@ class AsynchronousSource:
             self._ensure_thread()
 
     def next(self) -> Rollout:
-        """As RolloutSource says.
+        """As RolloutSource says. A batch that no update has learned from is given again.
 
         Raises:
           Interrupted: the run is to end, and no batch is there yet.
           UsageError: a worker cannot make the environments as asked for.
         """
+        if self._batch is not None:
+            return self._batch
         with self._change:
             while self.ledger.waiting < self._count:
                 if self._error is not None:
@@ -88,6 +93,7 @@ class AsynchronousSource:
             self.ledger.take([int(x.sum()) for x in np.split(rollout.trajectory.mask, self._count, 1)])
             self._totals["invalid"] += rollout.invalid
             self._totals |= {"restarts": rollout.restarts, "dropped": rollout.dropped}
+            self._batch = rollout
         return rollout
 
     def _within(self, rollout: Rollout) -> Rollout:
@@ -114,6 +120,7 @@ class AsynchronousSource:
         """As RolloutSource says."""
         with self._change:
             self.ledger.learned(env_steps)
+            self._batch = None
             self._count_crew()
             return {
                 "workers/alive": self._crew.alive if self._crew else 0,
@@ -142,6 +149,7 @@ class AsynchronousSource:
                 self._totals = {name: int(totals[name]) for name in _TOTALS}
             else:
                 self.ledger.begin_late()
+                self._totals |= {name: int(state[name]) for name in _OF_COLLECTOR if name in state}
                 warn("the run had no asynchronous workers before: its environments begin anew")
         return True
 
@@ -155,8 +163,7 @@ class AsynchronousSource:
         with self._change:
             self._count_crew()
             crew, self._crew, self._closing = self._crew, None, False
-            for slot in range(self._count):
-                self.ledger.lose(slot)
+            self.ledger.lose_all()
         if crew is not None:
             crew.close()
 
@@ -168,22 +175,24 @@ class AsynchronousSource:
     def _ensure_thread(self) -> None:
         """Begins workers and thread, where there are none: Ray in the thread that asks, whose signals it would take."""
         if self._thread is None and not self._closing:
-            self._begun()
-            self._thread = threading.Thread(target=self._dispatch, name="workers", daemon=True)
+            arguments = weakref.ref(self), self._begun()
+            self._thread = threading.Thread(target=_dispatch, args=arguments, name="workers", daemon=True)
             self._thread.start()
 
-    def _dispatch(self) -> None:
-        """Sends workers out and takes in what they bring, until the source is closed or something fails."""
+    def dispatch(self, crew: Crew) -> bool:
+        """As `dispatch_once`; False where the source is closed or something failed, and the thread is to end."""
         error: BaseException | None = None
         try:
-            crew = self._begun()
-            while not self._closing and self._error is None:
-                self.dispatch_once(crew)
+            self.dispatch_once(crew)
         except BaseException as raised:
             error = raised
-        with self._change:  # both at once: whoever takes the error finds no thread, and begins another
-            self._error, self._thread = error or self._error, None
+        with self._change:
+            self._error = error or self._error
+            if not self._closing and self._error is None:
+                return True
+            self._thread = None  # with the error at once: whoever takes it finds no thread, and begins another
             self._change.notify_all()
+            return False
 
     def _begun(self) -> Crew:
         if self._crew is None:
@@ -233,3 +242,12 @@ class AsynchronousSource:
         else:
             crew.accept(slot)
             self.ledger.arrive(slot, event.reply.value)
+
+
+def _dispatch(of_source: Callable[[], AsynchronousSource | None], crew: Crew) -> None:
+    """Sends workers out and takes in what they bring, until the source is closed or nobody's, or something fails."""
+    while (source := of_source()) is not None:
+        if not source.dispatch(crew):
+            return
+        del source  # here it may go
+    crew.close()

@@ -11,7 +11,8 @@ from trpo_tf.rollout.workers.fleet import BEGIN, Answer, Death, Fleet
 
 _DEATHS = 3  # per slot, in a row and without an answer, after which the run fails
 _LONGEST_PAUSE = 30.0  # seconds before a worker is begun whose predecessors answered nothing
-_ALONE = 300.0  # seconds without any worker after which the run fails
+_ALONE = 300.0  # seconds without the workers that are needed after which the run fails
+_MISSED = 60.0  # seconds after which the user is told of workers that are not there
 
 _ABSENT, _STARTING, _READY, _BUSY = "absent", "starting", "ready", "busy"
 
@@ -39,6 +40,7 @@ class Crew:
       slots: W.
       timeout: seconds for an answer; 0: any time.
       serial: of the first worker.
+      needed: workers without which the run cannot go on for long.
       clock: seconds; for tests.
 
     Attributes:
@@ -48,15 +50,23 @@ class Crew:
     """
 
     def __init__(
-        self, fleet: Fleet, slots: int, timeout: float, serial: int = 0, clock: Callable[[], float] = time.monotonic
+        self,
+        fleet: Fleet,
+        slots: int,
+        timeout: float,
+        serial: int = 0,
+        needed: int = 1,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self._fleet, self._timeout, self._clock = fleet, timeout, clock
         self._slots = [_Slot() for _ in range(slots)]
         self.serial, self.deaths, self.unasked = serial, 0, 0
         self._ticket = BEGIN
         self._fruitless = 0  # deaths in a row without an answer of anybody
-        self._alive_at = clock()
+        self._needed, self._missed = needed, False
+        self._since: dict[int, float] = {}  # since when there are not so many workers, by their number
         self._last = ""  # what was said of the last death
+        self._said: set[str] = set()
         self._error: EnvironmentFailure | None = None  # raised by the next `poll`, such that no event is lost
         self._begin_due()
 
@@ -90,7 +100,7 @@ class Crew:
         """Waits so long at most; answers to what was asked, and deaths. Begins workers where they are missing.
 
         Raises:
-          EnvironmentFailure: workers die one after the other without an answer, or there has been none for too long.
+          EnvironmentFailure: workers die one after the other without an answer, or too few have been there for long.
         """
         if self._error is not None:
             error, self._error = self._error, None
@@ -168,15 +178,25 @@ class Crew:
         ]
 
     def _check_alive(self) -> None:
-        now = self._clock()
-        if self.alive:
-            self._alive_at = now
-        elif now - self._alive_at > _ALONE:
-            self._alive_at = now
-            last = self._last or "none could be placed; does the cluster have cores, and memory, that are free?"
-            self._error = EnvironmentFailure(f"no rollout worker has been there for {_ALONE / 60:.0f} minutes: {last}")
+        why = self._last or "they could not be placed; does the cluster have cores, and memory, that are free?"
+        there = f"{self.alive} of {len(self._slots)} rollout workers"
+        if self._missing_for(len(self._slots)) > _MISSED and not self._missed:
+            self._missed = True
+            warn(f"{there} are there after {_MISSED:.0f} seconds: {why}")
+        if self._missing_for(self._needed) > _ALONE:
+            self._since.clear()
+            self._error = EnvironmentFailure(f"{there} have been there for {_ALONE / 60:.0f} minutes: {why}")
 
-    @staticmethod
-    def _say(event: Answer) -> None:
+    def _missing_for(self, count: int) -> float:
+        """Seconds without so many workers."""
+        now = self._clock()
+        if self.alive >= count:
+            self._since.pop(count, None)
+            return 0.0
+        return now - self._since.setdefault(count, now)
+
+    def _say(self, event: Answer) -> None:
         for line in event.reply.said:
-            warn(line)
+            if line not in self._said:  # by another worker
+                warn(line)
+                self._said.add(line)

@@ -9,7 +9,7 @@ from trpo_tf.rollout.stepper import aligned
 from trpo_tf.rollout.workers.ledger import Identity
 from trpo_tf.types import Rollout, Trajectory
 
-_MOST_PIECES = 4  # of a fragment
+_MOST_PIECES, _SHORTEST_PIECE = 4, 16  # of a fragment; time steps, so that messages stay few
 
 
 class Fragment(NamedTuple):
@@ -103,7 +103,8 @@ def joined(
 
 def piece_count(time_steps: int) -> int:
     """In how many pieces of equal length a fragment is asked for."""
-    return next(count for count in range(_MOST_PIECES, 0, -1) if time_steps % count == 0)
+    most = max(1, min(_MOST_PIECES, time_steps // _SHORTEST_PIECE))
+    return next(count for count in range(most, 0, -1) if time_steps % count == 0)
 
 
 def one_after_another(rollouts: list[Rollout]) -> Rollout:

@@ -64,6 +64,12 @@ class Ledger:
         """The slot's worker is gone; what it was asked for, if anything, will never be counted."""
         self.lost += self._flying.pop(slot, None) is not None
 
+    def lose_all(self) -> None:
+        """The workers are gone; what flies or waits will never be counted."""
+        self.lost += len(self._flying) + len(self._waiting)
+        self._flying.clear()
+        self._waiting.clear()
+
     def refuse(self, slot: int) -> None:
         """What the slot gave is not what it was asked for."""
         del self._flying[slot]

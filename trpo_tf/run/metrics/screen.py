@@ -99,8 +99,7 @@ class Screen(Logger):
 
 def _shown(row: dict[str, Any]) -> list[Metric]:
     """The metrics with a label; those of workers only where there are any."""
-    workers = "workers/alive" in row
-    return [metric for metric in METRICS if metric.label and (workers or metric.name not in _OF_WORKERS)]
+    return [metric for metric in METRICS if metric.label and (metric.name in row or metric.name not in _OF_WORKERS)]
 
 
 def _format(value: Any, form: str) -> str:
