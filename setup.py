@@ -38,7 +38,7 @@ setup(
         "benchmarks": ["scipy>=1.15"],  # benchmarks/compare.py
         "atari": ["ale-py>=0.11", "opencv-python-headless>=4.10"],  # EnvPool has Atari without it
         "box2d": ["gymnasium[box2d]>=1.2"],
-        "ray": ["ray>=2.55"],  # rollout workers; the core of it, without its own extras
+        "ray": ["ray>=2.55,<3"],  # rollout workers; the core of it, without its own extras
         "serving": ["aiohttp>=3.10", "tensorflow-serving-api>=2.20"],
         "video": ["moviepy>=2.0"],
         "dev": ["mypy>=1.13", "pre-commit>=4.0", "pytest>=8.0", "pytest-xdist>=3.6", "pyyaml>=6.0", "ruff>=0.12"],

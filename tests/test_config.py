@@ -126,6 +126,9 @@ def test_the_cluster_of_a_run_that_goes_on_is_given_again():
     for given in ({"ray_address": "10.0.0.2:6379"}, {"ray_address": ""}, {"workers": 0}):
         check_address(values, given)
     check_address(to_dict(make_config(env="x", workers=4)), {})
+    assert of_checkpoint(values, {}).workers.workers == 0, "an agent of a cluster is loaded without it"
+    assert of_checkpoint(values, {"workers": 2}).workers.workers == 2
+    assert of_checkpoint(to_dict(make_config(env="x", workers=4)), {}).workers.workers == 4
 
 
 def test_a_run_that_goes_on_has_a_directory():

@@ -246,7 +246,8 @@ class TRPO:
         Args:
           path: what `save` wrote.
           env: another environment of the same spaces; None: the one it was trained on, which must have an id.
-          changes: settings that differ, and policy_network, value_network and eval_env.
+          changes: settings that differ, and policy_network, value_network and eval_env. Workers of a Ray cluster are
+            not taken over.
 
         Raises:
           UsageError: the spaces or networks differ; names what.

@@ -73,7 +73,10 @@ def make_source(acting: Acting) -> RolloutSource:
 
 def check_workers(acting: Acting) -> None:
     """Raises UsageError where workers cannot have these environments, or this policy, or there is no Ray for them."""
+    from trpo_tf.rollout.workers import ray_cluster
+
     _plan(acting)
+    ray_cluster.check(acting.config.workers)
 
 
 def _local(acting: Acting) -> LocalSource:

@@ -182,6 +182,8 @@ def of_file(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         named = any(mark in str(values.get(name, "")) for mark in "/\\~")
         if named and name not in given and not given.get("allow_env_module"):
             raise UsageError(f"--{name}={values[name]}: a file names a path; pass --allow_env_module if you trust it")
+    if values.get("ray_address") and not {"ray_address", "workers"} & given.keys():
+        values = values | {"workers": 0}  # those of a cluster, which is never taken from a file
     return portable(values)
 
 

@@ -25,7 +25,7 @@ class WorkersConfig(Record):
         300, "seconds that a worker may take to answer before it is replaced; 0: any time", low=0
     )
     allow_insecure_ray: bool = setting(
-        False, "join a Ray cluster on other machines without a token: whoever reaches it can run code on all of them"
+        False, "join a Ray cluster that asks for no token: whoever reaches it can run code on all of its hosts"
     )
 
     def __post_init__(self) -> None:

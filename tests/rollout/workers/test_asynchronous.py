@@ -1,6 +1,7 @@
 """Training on what asynchronous workers bring: the versions, the books, resuming, and what ends it."""
 
 import gc
+import sys
 import time
 
 import numpy as np
@@ -254,7 +255,7 @@ def test_a_pipeline_is_what_workers_are_in_any_case(make, capsys):
     assert "--pipeline changes nothing" in capsys.readouterr().err
 
 
-def test_what_workers_cannot_have_is_said_before_anything_is_written(tiny, tmp_path):
+def test_what_workers_cannot_have_is_said_before_anything_is_written(tiny, tmp_path, monkeypatch):
     import keras
 
     convolution = keras.Sequential([keras.layers.Input((4,)), keras.layers.Reshape((4, 1)), keras.layers.Conv1D(2, 2)])
@@ -262,6 +263,10 @@ def test_what_workers_cannot_have_is_said_before_anything_is_written(tiny, tmp_p
     config = tiny(workers=2, run_dir=str(tmp_path / "run"))
     with pytest.raises(UsageError, match="your own model"):
         run_training(config, policy_network=network)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match="Ray is missing"):
+        run_training(config)
     assert not (tmp_path / "run").exists()
 
 

@@ -2,31 +2,52 @@
 
 import atexit
 import contextlib
+import dataclasses
+import importlib.util
 import os
 import secrets
 import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trpo_tf.config import WorkersConfig
 from trpo_tf.errors import UsageError, first_line
 from trpo_tf.rollout.backends.base import usable_cores
+from trpo_tf.rollout.workers.ray_access import auth_mode
 
 _LONGEST_DIRECTORY = 36  # characters; paths of sockets below it have an end
 _LOOPBACK = "127.0.0.1"
 _STORE = 2**27  # bytes of shared memory beside what fragments and weights need
-_TOKEN = "RAY_AUTH_TOKEN"
 _ONLY_HERE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": every socket of Ray is on 127.0.0.1
+_SUPPORTED = "ray>=2.55,<3"
 
-_QUIET = {  # read while Ray is imported
+_QUIET = {  # read while Ray is imported or begun
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives Ray would begin another one
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # Crew says so, in one line
 }
+
+
+@dataclasses.dataclass
+class _Held:
+    """The Ray that fleets of this process use."""
+
+    ray: Any  # the module
+    identity: tuple[str, str]  # see `_identity`
+    ours: bool  # whether it was begun, or joined, for the fleets
+    joined: bool  # whether it is the cluster of --ray_address
+    undo: contextlib.ExitStack  # gives the process what it had before
+    users: int = 0  # fleets
+
+    def lives(self) -> bool:
+        """Whether it is still there: the user may have ended it, and begun another one."""
+        try:
+            return self.ray.is_initialized() and _identity(self.ray) == self.identity
+        except Exception:  # it ended meanwhile
+            return False
 
 
 class RayCluster:
@@ -38,87 +59,128 @@ class RayCluster:
 
     Attributes:
       ray: the module.
+      local: whether it is a Ray on this machine that was begun for the fleets.
 
     Raises:
-      UsageError: Ray is not installed, or cannot be reached, or is not secure.
+      UsageError: Ray is not installed, or cannot be reached, or is not secure, or is another one than is asked for.
     """
 
     _lock = threading.Lock()
-    _users = 0  # fleets of this process on a Ray that this class began
+    _current: _Held | None = None
     _directory = ""  # of the Ray on this machine, and of its token
 
     def __init__(self, config: WorkersConfig, store: int):
-        with RayCluster._lock, _quiet_signals():
-            self._ours = self._begin(config, store)
-            RayCluster._users += self._ours
-
-    def _begin(self, config: WorkersConfig, store: int) -> bool:
-        if config.ray_address:
-            _check_token(config)
-        else:
-            RayCluster._directory = RayCluster._directory or _own_directory()
-        with _environment(_QUIET if config.ray_address else _QUIET | {_ONLY_HERE: "0"}):
+        quiet = {name: os.environ.get(name, value) for name, value in _QUIET.items()}
+        with RayCluster._lock, _quiet_signals(), _environment(quiet):
             self.ray = ray = _imported()
-            if ray.is_initialized():
-                return RayCluster._users > 0
-            ray._raylet.Config.initialize("")  # it may have been imported before the token was chosen
-            options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-            if config.ray_address:
-                options |= {"address": config.ray_address}
-            else:
-                options |= self._local(store)
-            with _constants(ray, config), _named(config):
-                ray.init(**options)
-        return True
+            with _named(ray, config):
+                held = RayCluster._current = _found(ray, config) or self._begun(ray, config, store)
+            held.users += 1
+        self._held: _Held | None = held
+        self.local = held.ours and not held.joined
 
     @staticmethod
-    def _local(store: int) -> dict[str, Any]:
-        """What a Ray on this machine is begun with: loopback only."""
-        return {
-            "address": "local",
-            "num_cpus": len(usable_cores()),
-            "num_gpus": 0,
-            "include_dashboard": False,
-            "object_store_memory": _STORE + store,
-            "_node_ip_address": _LOOPBACK,
-            "_temp_dir": os.path.join(RayCluster._directory, "ray"),  # Ray lets everybody write there
-        }
+    def _begun(ray: Any, config: WorkersConfig, store: int) -> _Held:
+        """A Ray that is begun here, or joined."""
+        options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        with contextlib.ExitStack() as undo:
+            undo.callback(_forget_token, ray)
+            if config.ray_address:
+                options["address"] = _canonical(ray, config)
+                auth: dict[str, str | None] = {"RAY_AUTH_MODE": auth_mode(config, options["address"])}
+            else:
+                RayCluster._directory = directory = RayCluster._directory or _own_directory()
+                options |= _local(directory, store)
+                token = os.path.join(directory, "token")
+                auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token, "RAY_AUTH_TOKEN": None}
+            undo.enter_context(_environment(auth))
+            _forget_token(ray)
+            undo.enter_context(_no_other(ray))
+            with contextlib.nullcontext() if config.ray_address else _only_here(ray):
+                ray.init(**options)
+            return _Held(ray, _identity(ray), True, bool(config.ray_address), undo.pop_all())
+
+    def lives(self) -> bool:
+        """Whether the Ray is still there."""
+        return self._held is not None and self._held.lives()
 
     def close(self) -> None:
         """Leaves Ray, with the last fleet that uses it; a Ray that the user began stays."""
         with RayCluster._lock, _quiet_signals():
-            if self._ours:
-                self._ours = False
-                RayCluster._users -= 1
-                if not RayCluster._users:
-                    self.ray.shutdown()
+            held, self._held = self._held, None
+            if held is None:
+                return
+            held.users -= 1
+            if not held.users:
+                with held.undo:
+                    if held.ours and held.lives():
+                        self.ray.shutdown()
+                if RayCluster._current is held:
+                    RayCluster._current = None
+
+
+def check(config: WorkersConfig) -> None:
+    """Raises UsageError where Ray is not installed, or the cluster of ray_address cannot be joined."""
+    if importlib.util.find_spec("ray") is None:
+        _imported()
+    if config.ray_address:
+        RayCluster(config, 0).close()
+
+
+def _found(ray: Any, config: WorkersConfig) -> _Held | None:
+    """The Ray that this process has already.
+
+    Raises:
+      UsageError: it is another one than is asked for.
+    """
+    held = RayCluster._current
+    if held is not None and not held.lives():
+        held.undo.close()
+        held = RayCluster._current = None
+    if not ray.is_initialized():
+        return None
+    here = _identity(ray)
+    if _canonical(ray, config) != here[0] if config.ray_address else held is not None and held.joined:
+        raise UsageError(
+            f"--ray_address={config.ray_address or '(none)'}: this process uses the Ray at {here[0]} already; close "
+            "what uses it first"
+        )
+    if held is None:
+        held = _Held(ray, here, ours=False, joined=False, undo=contextlib.ExitStack())
+        held.undo.enter_context(_no_other(ray))
+    return held
+
+
+def _local(directory: str, store: int) -> dict[str, Any]:
+    """What a Ray on this machine is begun with: loopback only."""
+    return {
+        "address": "local",
+        "num_cpus": len(usable_cores()),
+        "num_gpus": 0,
+        "include_dashboard": False,
+        "object_store_memory": _STORE + store,
+        "_node_ip_address": _LOOPBACK,
+        "_temp_dir": os.path.join(directory, "ray"),  # Ray lets everybody write there
+    }
 
 
 def _imported() -> Any:
     try:
         import ray
-        import ray.exceptions
     except ImportError as error:
         raise UsageError(f"--workers: Ray is missing ({first_line(error)}); try: pip install 'trpo_tf[ray]'") from error
     return ray
 
 
-def _check_token(config: WorkersConfig) -> None:
-    """Refuses a cluster on other machines that asks nobody who he is.
+def _identity(ray: Any) -> tuple[str, str]:
+    """Where the Ray of this process is, and as what the process joined it: no other Ray has both."""
+    context = ray.get_runtime_context()
+    return context.gcs_address, context.get_job_id()
 
-    Ray runs what any of its members sends: without a token, that is everybody who reaches its ports.
-    """
-    host = config.ray_address.rpartition(":")[0].strip("[]")
-    known = any(os.environ.get(name) for name in (_TOKEN, "RAY_AUTH_TOKEN_PATH"))
-    known = known or (Path.home() / ".ray" / "auth_token").exists()
-    if known and "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-    secure = known and os.environ["RAY_AUTH_MODE"].lower() == "token"
-    if not (secure or config.allow_insecure_ray or host in (_LOOPBACK, "localhost", "::1")):
-        raise UsageError(
-            f"--ray_address={config.ray_address}: without a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH on "
-            "every host, or pass --allow_insecure_ray, if nobody else can reach the cluster"
-        )
+
+def _canonical(ray: Any, config: WorkersConfig) -> str:
+    """--ray_address as Ray names it."""
+    return ray._private.services.canonicalize_bootstrap_address(config.ray_address)
 
 
 def _own_directory() -> str:
@@ -127,54 +189,87 @@ def _own_directory() -> str:
     Its path is short: those of sockets below it are bounded.
     """
     directory = tempfile.mkdtemp(prefix="trpo-")
-    if len(directory) > _LONGEST_DIRECTORY:
+    if len(directory) > _LONGEST_DIRECTORY and os.name == "posix":
         shutil.rmtree(directory)
         directory = tempfile.mkdtemp(prefix="trpo-", dir="/tmp")
-    atexit.register(_end, directory)
+    atexit.register(_end, directory, os.getpid())
     token = Path(directory) / "token"
     with open(os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
         file.write(secrets.token_hex(32))
-    os.environ.pop(_TOKEN, None)
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     return directory
 
 
-def _end(directory: str) -> None:
-    """Before the process ends: Ray first, then its directory."""
-    with contextlib.suppress(Exception):
-        _imported().shutdown()
-    shutil.rmtree(directory, ignore_errors=True)
+def _end(directory: str, pid: int) -> None:
+    """Before the process ends: Ray first, then its directory. A fork has neither."""
+    if os.getpid() == pid:
+        held = RayCluster._current
+        with contextlib.suppress(Exception):
+            if held is not None and held.ours:
+                held.ray.shutdown()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """Meanwhile the environment has these; a user's own settings stay."""
-    missing = [name for name in changes if name not in os.environ]
-    os.environ |= {name: changes[name] for name in missing}
+def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Meanwhile the environment has these; None: not at all."""
+    before = {name: os.environ.get(name) for name in changes}
+    _set(changes)
     try:
         yield
     finally:
-        for name in missing:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
             os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _forget_token(ray: Any) -> None:
+    """Ray reads RAY_AUTH_* again, in this order: else a call still under way would miss a token."""
+    if not ray.is_initialized():
+        ray._raylet.Config.initialize("")
+        ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager
-def _constants(ray: Any, config: WorkersConfig) -> Iterator[None]:
-    """Meanwhile a Ray that was imported before `_ONLY_HERE` was set obeys it, too."""
-    constants = ray._private.ray_constants
-    before = constants.ENABLE_RAY_CLUSTER
-    constants.ENABLE_RAY_CLUSTER = before and bool(config.ray_address)
+def _replaced(module: Any, name: str) -> Iterator[None]:
+    """Meanwhile a constant of a module is False."""
+    before = getattr(module, name)
+    setattr(module, name, False)
     try:
         yield
     finally:
-        constants.ENABLE_RAY_CLUSTER = before
+        setattr(module, name, before)
+
+
+def _no_other(ray: Any) -> contextlib.AbstractContextManager[None]:
+    """Meanwhile no call begins a Ray: a thread that outlives the one it uses would."""
+    return _replaced(ray._private.auto_init_hook, "enable_auto_connect")
 
 
 @contextlib.contextmanager
-def _named(config: WorkersConfig) -> Iterator[None]:
+def _only_here(ray: Any) -> Iterator[None]:
+    """Meanwhile a Ray that is begun listens on loopback only: this process read `_ONLY_HERE` long ago."""
+    with _environment({_ONLY_HERE: "0"}), _replaced(ray._private.ray_constants, "ENABLE_RAY_CLUSTER"):
+        yield
+
+
+@contextlib.contextmanager
+def _named(ray: Any, config: WorkersConfig) -> Iterator[None]:
     """What Ray raises while it is begun, as a line for users."""
     try:
         yield
+    except UsageError:
+        raise
+    except (AttributeError, ImportError) as error:  # names of Ray that are not public
+        raise UsageError(
+            f"--workers={config.workers}: Ray {ray.__version__} is not supported ({first_line(error)}); try: "
+            f"pip install '{_SUPPORTED}'"
+        ) from error
     except Exception as error:
         if config.ray_address:
             raise UsageError(
@@ -187,12 +282,11 @@ def _named(config: WorkersConfig) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet_signals() -> Iterator[None]:
     """Keeps the handlers of signals that Ray would replace, and Ray quiet."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    main = threading.current_thread() is threading.main_thread()  # others cannot set any
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}
     try:
         yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that is not of Python
+                signal.signal(number, handler)

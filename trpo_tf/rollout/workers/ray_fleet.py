@@ -5,11 +5,11 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from trpo_tf.config import WorkersConfig
-from trpo_tf.errors import UsageError, first_line
+from trpo_tf.errors import EnvironmentFailure, UsageError, described, first_line, one_line
 from trpo_tf.rollout.workers.fleet import BEGIN, Answer, Death, Reply
 from trpo_tf.rollout.workers.ray_cluster import RayCluster
 from trpo_tf.rollout.workers.worker import Worker, WorkerPlan
@@ -31,59 +31,90 @@ class RayFleet:
     """
 
     def __init__(self, config: WorkersConfig, plan: WorkerPlan, store: int):
-        self._cluster = RayCluster(config, store)
-        self._ray = ray = self._cluster.ray
-        cpus = config.worker_cpus if config.ray_address else 0  # on this machine, there may be more than it has cores
-        options = {"num_cpus": cpus, "num_gpus": 0, "max_restarts": 0, "max_task_retries": 0}
-        self._actor = ray.remote(scheduling_strategy="SPREAD", **options)(Worker)
-        self._search = tuple(os.path.abspath(path) for path in sys.path)
         self._workers: dict[int, tuple[int, Any, dict[str, Any]]] = {}  # serial, handle and where it is, by slot
         self._calls: dict[Any, tuple[int, int, int]] = {}  # slot, serial and ticket, by reference
-        try:
-            self._plan = ray.put(plan)
-        except Exception as error:
-            self._cluster.close()
-            raise UsageError(
-                f"--workers={config.workers}: the environment cannot be sent to workers: {first_line(error)}"
-            ) from error
+        self._unasked: list[Answer | Death] = []  # workers that could not be asked, for the next `wait`
+        self._search = tuple(os.path.abspath(path) for path in sys.path)
+        self._cluster = RayCluster(config, store)
+        self._ray = ray = self._cluster.ray
+        with ExitStack() as undo:
+            undo.callback(self._cluster.close)
+            cpus = 0 if self._cluster.local else config.worker_cpus  # there may be more than this machine has cores
+            options = {"num_cpus": cpus, "num_gpus": 0, "max_restarts": 0, "max_task_retries": 0}
+            self._actor = ray.remote(scheduling_strategy="SPREAD", **options)(Worker)
+            try:
+                self._plan = ray.put(plan)
+            except Exception as error:
+                raise UsageError(
+                    f"--workers={config.workers}: the environment cannot be sent to workers: {first_line(error)}"
+                ) from error
+            undo.pop_all()
 
     def start(self, slot: int, serial: int) -> None:
         """As Fleet says."""
-        handle = self._actor.remote(slot, serial, self._search)
-        self._workers[slot] = serial, handle, {}
+        self._workers[slot] = serial, None, {}
         self.send(slot, BEGIN, "begin", self._plan)
 
     def send(self, slot: int, ticket: int, method: str, *args: Any) -> None:
         """As Fleet says."""
-        serial, handle, _ = self._workers[slot]
-        self._calls[handle.answer.remote(method, *args)] = slot, serial, ticket
+        serial, handle, where = self._workers[slot]
+        try:
+            self._check()
+            if handle is None:
+                handle = self._actor.remote(slot, serial, self._search)
+                self._workers[slot] = serial, handle, where
+            self._calls[handle.answer.remote(method, *args)] = slot, serial, ticket
+        except Exception as error:
+            self.kill(slot)
+            self._unasked.append(Death(slot, serial, f"a rollout worker cannot be asked: {_said(error)}"))
 
     def share(self, value: Any) -> Any:
-        """As Fleet says."""
-        return self._ray.put(value)
+        """As Fleet says.
+
+        Raises:
+          EnvironmentFailure: Ray has ended, or fails.
+        """
+        self._check()
+        try:
+            return self._ray.put(value)
+        except Exception as error:
+            raise _failure(error) from error
 
     def wait(self, seconds: float) -> list[Answer | Death]:
         """As Fleet says.
 
         Raises:
-          RuntimeError: Ray has ended, or the process is about to.
+          EnvironmentFailure: Ray has ended, or fails.
         """
-        if not self._ray.is_initialized():
-            raise RuntimeError("Ray was shut down while workers were needed")
+        self._check()
+        if self._unasked:
+            found, self._unasked = self._unasked, []
+            return found
         if not self._calls:
             time.sleep(seconds)
             return []
         calls = list(self._calls)
-        if not self._ray.wait(calls, timeout=seconds)[0]:
-            return []
-        there, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0)
+        try:
+            if not self._ray.wait(calls, timeout=seconds)[0]:
+                return []
+            there, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0)
+        except Exception as error:
+            self._check()
+            raise _failure(error) from error
         return [self._event(call) for call in there]
+
+    def _check(self) -> None:
+        """Raises where the Ray that the workers are on has ended."""
+        if not self._cluster.lives():
+            raise EnvironmentFailure(
+                "Ray was shut down while rollout workers were needed; leave ray.shutdown() until the run is closed"
+            )
 
     def _event(self, call: Any) -> Answer | Death:
         slot, serial, ticket = self._calls.pop(call)
         try:
             reply: Reply = self._ray.get(call)
-        except self._ray.exceptions.RayError as error:
+        except Exception as error:  # of Ray, or of what the reply was made of
             self.kill(slot)
             return Death(slot, serial, f"a rollout worker is gone: {_said(error)}")
         if ticket == BEGIN and reply.trouble is None:
@@ -97,6 +128,7 @@ class RayFleet:
         if handle is None:
             return
         with suppress(Exception):
+            self._check()  # another Ray may have an actor of the same name
             self._ray.kill(handle)
         if where.get("host") == socket.gethostname():
             with suppress(OSError, AttributeError):  # Windows stops no process
@@ -109,8 +141,17 @@ class RayFleet:
         self._cluster.close()
 
 
+def _failure(error: Exception) -> EnvironmentFailure:
+    return EnvironmentFailure(f"Ray failed while rollout workers were needed: {_said(error)}")
+
+
 def _said(error: Exception) -> str:
-    """What Ray says of an error, without the lines that name ids."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """What an error says, without the lines of Ray that name ids."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):  # Ray's own first line names the call only
+        return described(cause)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if "creation task" in lines[0]:  # what it raised stands last
+        return one_line(lines[-1])
     details = [line for line in lines[1:] if line.startswith(("The actor died", "Worker exit", "The node"))]
     return " ".join([first_line(error), *details[:1]])
