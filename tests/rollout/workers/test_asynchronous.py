@@ -18,7 +18,7 @@ from trpo_tf.session import Session
 
 
 @pytest.fixture
-def make(tiny, monkeypatch):
+def make(tiny, monkeypatch, eagerly):
     """Makes sessions of four environments in two asynchronous workers of this process."""
     made = []
     monkeypatch.setattr("trpo_tf.rollout.workers.crew._LONGEST_PAUSE", 0.0)
@@ -61,8 +61,6 @@ def test_every_transition_was_drawn_by_the_policy_that_its_version_names(make):
             np.testing.assert_allclose(params[0], rollout.behavior_params[t, b], atol=1e-5)
         versions |= {update - int(version) for version in np.unique(rollout.version)}
     assert len(versions) > 1, "else nothing was stale"
-    within = max(len(np.unique(column)) for rollout in seen for column in rollout.version.T)
-    assert within > 1, "weights come in the middle of a fragment, too"
 
 
 def test_rows_tell_of_staleness_and_of_workers(make):

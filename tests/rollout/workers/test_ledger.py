@@ -77,10 +77,37 @@ def random_turn(run, rng):
         run.fleet.answer(slot, trouble=Trouble("environment", "it broke"))
     elif what < 0.78 and run.asked(slot):
         run.fleet.answer(slot, "not a fragment")
+    elif what < 0.84 and run.asked(slot):
+        run.fleet.answer(slot, run.asked(slot)[0])  # a piece of it is there
     elif run.batch_waits:
         run.learn()
     run.turn()
     run.source.ledger.check(run.env_steps)
+
+
+def test_the_next_piece_of_a_fragment_is_asked_for_with_the_newest_weights_whatever_waits():
+    run = Run(1)
+    run.fleet.answer(0)  # it has begun
+    run.turn()
+    run.turn()
+    identity, version = run.asked(0)
+    assert version == 0
+    run.source.publish(5, {})
+    run.fleet.answer(0, identity)
+    run.turn()
+    run.turn()
+    assert run.asked(0) == (identity, 5)
+    run.source.ledger._waiting.extend([None] * 3)  # a whole batch: nothing new is begun, but this goes on
+    run.source.publish(6, {})
+    run.fleet.answer(0, identity)
+    run.turn()
+    run.turn()
+    assert run.asked(0) == (identity, 6)
+    run.fleet.answer(0, fragment(identity, 6))
+    run.turn()
+    run.turn()
+    assert run.asked(0) is None
+    assert run.source.ledger.asked == 1
 
 
 @pytest.mark.parametrize("part", range(10))

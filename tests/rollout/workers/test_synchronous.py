@@ -31,7 +31,7 @@ def now_and_then(slot, count, method):
 
 
 @pytest.fixture
-def run(tiny, monkeypatch):
+def run(tiny, monkeypatch, eagerly):
     """Arrays of the checkpoint, rows and the fleet of a run of some updates."""
     made = []
 
