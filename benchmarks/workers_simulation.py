@@ -13,13 +13,14 @@ next fragments are dispatched when the update has ended.
 Asynchronous:
 - One fragment per worker is in flight, in pieces of equal length. A piece carries the policy version published when it
   was sent. The next piece is sent when the end of the last one has been received, and the last brings the fragment.
-- A worker is sent its next fragment the moment its last one has arrived. While a whole batch waits (W fragments have
-  arrived and the learner is busy) no fragment is begun; those begun before go on.
+- A worker is sent its next fragment the moment its last one has arrived. Only while the learner is busy none is begun
+  that the next batch has no room for: W fragments wait or fly. Those begun before go on.
 - A batch is the first W fragments that wait. When the learner takes it, idle workers are dispatched at once. The end
   of the update publishes the next version.
 
 The staleness of a piece is the number of updates done when the update that uses it begins, minus the version that it
-carries. Fewer than 2 W fragments wait or fly at any time, because one is begun only while fewer than W wait. Therefore
+carries. Fewer than 2 W fragments wait or fly at any time, because one is begun only while fewer than W wait, and fewer
+than W others fly. Therefore
 - staleness <= 2 + the updates that end between the sending of the piece and the arrival of its fragment: the fragment
   belongs to the next batch but one after its arrival at the latest;
 - staleness <= 2 where no fragment overtakes another: the same, counted from the sending of the piece.
@@ -68,7 +69,7 @@ class Setting:
     envs_per_worker: int = 1  # B, stepped one after the other
     time_steps: int = 128  # T, of a fragment
     pieces: int = 4  # of a fragment, at most; see piece_count
-    shortest_piece: int = 16  # time steps of a piece, at least
+    shortest_piece: int = 32  # time steps of a piece, at least
     step_seconds: float = 0.005  # mean time of one step of one environment
     step_sigma: float = 0.5  # of that time
     straggler_share: float = 0.0  # probability that a fragment is a straggler, in [0, 1]
@@ -212,8 +213,7 @@ class Simulation:
                 self.used_from[worker] += 1
             self.waiting, self.updating = self.waiting[workers:], True
             self._at(self.now + self.setting.update_time, self._updated, -1)
-        held = len(self.waiting) >= workers if self.setting.asynchronous else self.waiting or self.updating
-        while self.idle and not held:
+        while self.idle and self._may_begin():
             worker = self.idle.pop()
             self.left[worker], self.carried[worker] = list(next(self.times)), []
             self._send(worker)
@@ -236,6 +236,12 @@ class Simulation:
         self.waiting.append((worker, self.carried[worker]))
         self.idle.append(worker)
         self._proceed()
+
+    def _may_begin(self) -> bool:
+        """Whether a fragment may be begun."""
+        if not self.setting.asynchronous:
+            return not (self.waiting or self.updating)
+        return not self.updating or len(self.waiting) < len(self.idle)  # there is room: W - idle fly
 
     def _updated(self, _: int) -> None:
         self.version, self.updating = self.version + 1, False

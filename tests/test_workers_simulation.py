@@ -127,18 +127,14 @@ def test_a_fast_and_a_slow_worker_by_hand():
 
 
 def test_a_saturated_learner_by_hand():
-    """Updates of 10 fragments' time: a batch of 4 waits, 3 more were under way, then nothing is dispatched.
-
-    Update 2 uses four fragments of version 0 after 1 update. Each later one uses three that waited, staleness 2, and
-    one of those dispatched as its predecessor began, staleness 1.
-    """
+    """Updates of 10 fragments' time: when one begins, 4 fragments do; they wait for the next, one update old."""
     simulation = Simulation(plain(workers=4, update_seconds=60.0), [1.0] * 4, itertools.repeat([6.0]))
     outcome = simulation.run()
-    assert outcome.staleness == {1: 4 + 8, 2: 8 * 3}
+    assert outcome.staleness == {1: 9 * 4}
     assert outcome.learner_busy == pytest.approx(1)
     assert outcome.transitions_per_second == pytest.approx(24 / 60)
     assert outcome.wait_share == pytest.approx(1 - 6 / 60, abs=0.01)
-    assert len(simulation.waiting) == 4 + 3
+    assert len(simulation.waiting) == 4
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3, 4])
@@ -190,22 +186,23 @@ def test_the_ends_of_pieces_share_the_dispatching_thread():
     assert outcome.thread_busy == pytest.approx(1)
 
 
-def test_a_fragment_goes_on_while_a_whole_batch_waits():
+def test_fragments_begin_where_there_is_room_and_go_on_in_any_case():
     """Fragments of 2 pieces: fast ones take 1 second, slow ones 11.2; an update takes 5.
 
     Time: what happens. A piece carries the version before its colon.
-    1, 2: fast 0 0 arrives; update 1 begins with two of them. 3, 4: two more wait, fast is held back.
-    5.6: slow goes on, with version 0. 7: update 2 takes the two (1 1 1 1). 8, 9: fast 1 1 arrives, is held back.
-    11.2: slow 0 0 arrives. 12: update 3 takes two of fast (1 1 1 1). 13: fast 2 2 arrives, is held back.
-    17: update 4 takes slow 0 0 (3 3) and fast 2 2 (1 1). 17.6: slow goes on with version 3. 18, 19: fast 3 3 arrives.
-    22: update 5 takes two of fast (1 1 1 1). 23: fast 4 4 arrives. 23.2: slow 2 3 arrives. 24: fast 4 4 arrives.
-    27: update 6 takes fast 4 4 (1 1) and slow 2 3 (3 2).
+    1, 2: fast 0 0 arrives; update 1 begins with two of them. 3: fast 0 0 arrives, and is held back: slow flies.
+    5.6: slow goes on, with version 0. 7: version 1, fast begins. 8: fast 1 1 arrives; update 2 takes two of fast
+    (1 1 0 0). 9: fast 1 1 arrives, is held back. 11.2: slow 0 0 arrives. 13: update 3 takes them (1 1 2 2), both begin.
+    14: fast 2 2 arrives, is held back. 18: version 3, fast begins. 18.6: slow goes on with version 3. 19: fast 3 3
+    arrives; update 4 takes two of fast (1 1 0 0). 20: fast 3 3 arrives, is held back. 24: version 4, fast begins.
+    24.2: slow 2 3 arrives; update 5 takes fast 3 3 and it (1 1 2 1). 25: fast 4 4 arrives, is held back.
+    29.2: version 5, fast begins. 30.2: fast 5 5 arrives; update 6 takes two of fast (1 1 0 0).
     """
     setting = plain(workers=2, envs_per_worker=1, pieces=2, update_seconds=5.0, updates=6)
     outcome = Simulation(setting, [1.0, 1 / 11.2], itertools.repeat([0.5, 0.5])).run()
-    assert outcome.staleness == {1: 4 + 4 + 2 + 4 + 2, 2: 1, 3: 3}
-    assert outcome.mean_staleness == pytest.approx((16 + 2 + 9) / 20)
-    assert outcome.max_staleness == 3
+    assert outcome.staleness == {0: 6, 1: 11, 2: 3}
+    assert outcome.mean_staleness == pytest.approx((11 + 6) / 20)
+    assert outcome.max_staleness == 2
     assert outcome.fastest_share == pytest.approx(8 / 10)
 
 

@@ -116,19 +116,19 @@ def test_a_run_goes_on_with_its_books_and_with_new_workers(make):
 
 
 def test_a_run_without_workers_goes_on_with_them_and_not_the_other_way(make, capsys):
-    local = make(workers=0)
+    local = make(workers=0, pipeline=True)
     local.step()
-    local.source._collector.restarts = 5
-    resumed = make()
+    local.source._source._collector.restarts = 5
+    resumed = make(pipeline=True)
     resumed.restore(local.checkpoint())
     assert resumed.source._totals["restarts"] == 5
     resumed.step()
     assert "begin anew" in capsys.readouterr().err
     assert resumed.source.ledger.steps == resumed.env_steps - local.env_steps
     with pytest.raises(UsageError, match="checkpoint of asynchronous workers"):
-        make(workers=0).restore(resumed.checkpoint())
+        make(workers=0, pipeline=True).restore(resumed.checkpoint())
     with pytest.raises(UsageError, match="checkpoint of asynchronous workers"):
-        make(workers_mode="synchronous").restore(resumed.checkpoint())
+        make(workers_mode="synchronous", pipeline=True).restore(resumed.checkpoint())
 
 
 def test_an_update_that_fails_keeps_its_batch_and_the_books_balance(make, monkeypatch):
@@ -177,7 +177,30 @@ def test_what_waits_when_workers_are_closed_is_lost_and_others_go_on(make):
     assert source.ledger.steps == session.env_steps > 64
 
 
-def test_workers_end_when_nobody_has_the_agent_any_more(make):
+def test_an_old_error_does_not_end_what_begins_after_workers_were_closed(make):
+    session = make()
+    session.step()
+    session.source._error = EnvironmentFailure("of before")
+    session.close()
+    session.step()
+    assert session.source.ledger.steps == session.env_steps
+
+
+def test_a_batch_that_was_taken_and_is_gone_is_lost(make):
+    """A checkpoint between the two: the session has not got it yet."""
+    session = make()
+    session.step()
+    session.source.next()
+    resumed = make()
+    resumed.restore(session.checkpoint())
+    resumed.step()
+    assert resumed.source.ledger.steps == resumed.env_steps
+    assert resumed.source.ledger.lost >= 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_workers_end_when_nobody_has_the_agent_any_more(make, fails):
+    """Also after the thread has ended with an error."""
     fleets = []
 
     class Kept(LocalFleet):
@@ -192,7 +215,11 @@ def test_workers_end_when_nobody_has_the_agent_any_more(make):
 
     session = make(fleet=Kept)
     session.step()
-    thread, session.source = session.source._thread, None
+    thread = session.source._thread
+    if fails:
+        session.source._error = EnvironmentFailure("of before")
+        thread.join(10)
+    session.source = None
     del session
     gc.collect()
     thread.join(10)

@@ -145,7 +145,7 @@ def kill_in_a_fragment(session, slot):
 
 
 @pytest.mark.parametrize("case", SYNCHRONOUS.values(), ids=SYNCHRONOUS)
-def test_synchronous_workers_are_one_process_to_the_bit_with_two_kills_over_a_boundary(make, case):
+def test_synchronous_workers_are_one_process_to_the_bit_with_two_kills_over_a_boundary(eagerly, make, case):
     settings, workers = case
     local = make(**settings)
     for _ in range(7):
@@ -184,7 +184,7 @@ def test_after_twenty_kills_no_transition_is_learned_twice_and_none_is_missing_w
     assert row["workers/lost_fragments"] <= row["workers/deaths"]
 
 
-def test_a_worker_that_is_stopped_is_replaced_and_what_it_gives_later_is_not_taken(make):
+def test_a_worker_that_is_stopped_is_replaced_and_what_it_gives_later_is_not_taken(eagerly, make):
     session = make(functools.partial(Numbered, 0.001), workers=2, fragment_timeout=2)
     session.step()
     wait_for(lambda: len(pids(session)) == 2)
@@ -248,7 +248,7 @@ def objects_of_ray():
     ],
     ids=["masks", "pixels", "memory", "wrappers", "module"],
 )
-def test_what_workers_go_with(make, env, settings, tensorflow):
+def test_what_workers_go_with(eagerly, make, env, settings, tensorflow):
     session = make(env, workers=2, **settings)
     for _ in range(3):
         row = session.step()
@@ -259,7 +259,7 @@ def test_what_workers_go_with(make, env, settings, tensorflow):
     assert {x["tensorflow"] for x in where} == {tensorflow}
 
 
-def test_agents_beside_each_other_have_workers_each_and_a_closed_one_begins_others(make):
+def test_agents_beside_each_other_have_workers_each_and_a_closed_one_begins_others(eagerly, make):
     """More workers than the Ray of this process was begun for."""
     first, second = make(workers=4), make(workers=4, seed=1)
     for session in (first, second):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.rollout.counting import Counting
+from tests.rollout.flaky import Flaky, drawn
 from tests.rollout.helpers import NEEDS_ENVPOOL, environments
 from trpo_tf import seeds
 from trpo_tf.acting.action_sampler import ActionSampler
@@ -118,21 +119,29 @@ def test_fragments_follow_one_another_and_keep_no_record():
     assert worker._collector._actions == []
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", Counting])
+@pytest.mark.parametrize("env", ["CartPole-v1", Counting, functools.partial(Flaky, drawn(0.05))])
 @pytest.mark.parametrize("config", [SMALL, PolicyConfig(network="gru", sequence_length=4)])
 def test_a_fragment_in_pieces_is_the_whole_one_to_the_bit(env, config):
     """Episodes, running returns and recurrent states go on from piece to piece."""
     plan, weights = plan_of(env, time_steps=32, config=config)
+    restarts = dropped = 0
     whole, parted = begun(plan), begun(dataclasses.replace(plan, pieces=4))
     for k in range(3):
         identity = Identity(0, 0, k)
         one = whole.fragment(identity, k, weights)
         for _ in range(3):
             assert parted.fragment(identity, k, weights) == identity
-        same, other = (pack(x.rollout, "x") for x in (one, parted.fragment(identity, k, weights)))
+        two = parted.fragment(identity, k, weights)
+        assert (one.restarts, one.dropped) == (two.restarts, two.dropped)
+        restarts, dropped = restarts + one.restarts, dropped + one.dropped
+        apart = {"restarts": 0, "dropped": 0, "discounted_return": one.rollout.trajectory.mask}
+        same, other = (pack(x.rollout._replace(**apart), "x") for x in (one, two))
+        valid = one.rollout.trajectory.mask > 0  # nobody looks at the others
+        np.testing.assert_array_equal(one.rollout.discounted_return[valid], two.rollout.discounted_return[valid])
         assert same.keys() == other.keys()
         assert [name for name in same if same[name].tobytes() != other[name].tobytes()] == []
     assert same["x/episode_ends"].size
+    assert (restarts > 2 and dropped > 2) == isinstance(env, functools.partial)
 
 
 def test_each_piece_of_a_fragment_is_drawn_with_the_weights_it_was_sent():
@@ -151,7 +160,7 @@ def test_each_piece_of_a_fragment_is_drawn_with_the_weights_it_was_sent():
         np.testing.assert_allclose(params, rollout.behavior_params[first : first + 16].reshape(32, -1), atol=1e-5)
 
 
-@pytest.mark.parametrize(("time_steps", "count"), [(128, 4), (60, 3), (40, 2), (67, 1), (31, 1), (1, 1)])
+@pytest.mark.parametrize(("time_steps", "count"), [(128, 4), (99, 3), (80, 2), (67, 1), (63, 1), (1, 1)])
 def test_pieces_are_of_equal_length_and_not_too_short(time_steps, count):
     assert piece_count(time_steps) == count
 

@@ -27,8 +27,8 @@ _TOTALS = ("serial", "deaths", "unasked", *_OF_COLLECTOR)
 class AsynchronousSource:
     """Interface: see RolloutSource. A thread sends the workers out, each again the moment it is back.
 
-    A batch is made of the first W fragments to arrive. Nobody is sent out while a whole batch waits: else a learner
-    that is slower than the workers would learn from ever older transitions.
+    A batch is made of the first W fragments to arrive. While nobody waits for a batch, none is begun that the next one
+    has no room for: it would wait, and get old; a learner slower than its workers would learn from ever older ones.
 
     Args:
       make_crew: from the serial of the first worker to workers that begin.
@@ -55,9 +55,12 @@ class AsynchronousSource:
         self.ledger = Ledger()
         self._totals = dict.fromkeys(_TOTALS, 0)
         self._published: tuple[int, Any] | None = None
+        self._acts_with: dict[int, tuple[int, int]] = {}  # serial and version of its weights, by slot
         self._unshared: tuple[int, Weights] | None = None
         self._batch: Rollout | None = None  # taken, and not learned from
+        self._awaited = False  # somebody waits for a batch
         self._crew: Crew | None = None
+        self._ends: Callable[[], Any] | None = None  # closes it
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._closing = False
@@ -79,14 +82,12 @@ class AsynchronousSource:
         if self._batch is not None:
             return self._batch
         with self._change:
-            while self.ledger.waiting < self._count:
-                if self._error is not None:
-                    error, self._error = self._error, None
-                    raise error
-                self._ensure_thread()
-                if self._stopping():
-                    raise Interrupted("the run ends without the batch that the workers were making")
-                self._change.wait(_WAIT)
+            self.ledger.lose_taken()
+            self._awaited = True
+            try:
+                self._await_batch()
+            finally:
+                self._awaited = False
             fragments = self.ledger.first(self._count)
         rollout = self._within(joined(fragments, self._log_prob, (self._totals["restarts"], self._totals["dropped"])))
         with self._change:
@@ -95,6 +96,16 @@ class AsynchronousSource:
             self._totals |= {"restarts": rollout.restarts, "dropped": rollout.dropped}
             self._batch = rollout
         return rollout
+
+    def _await_batch(self) -> None:
+        while self.ledger.waiting < self._count:
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+            self._ensure_thread()
+            if self._stopping():
+                raise Interrupted("the run ends without the batch that the workers were making")
+            self._change.wait(_WAIT)
 
     def _within(self, rollout: Rollout) -> Rollout:
         """The rollout, unless environments fail, or give NaN or infinity, too often."""
@@ -149,6 +160,8 @@ class AsynchronousSource:
                 self._totals = {name: int(totals[name]) for name in _TOTALS}
             else:
                 self.ledger.begin_late()
+                while inner := part("source", state):  # of whatever is around the collector
+                    state = inner
                 self._totals |= {name: int(state[name]) for name in _OF_COLLECTOR if name in state}
                 warn("the run had no asynchronous workers before: its environments begin anew")
         return True
@@ -158,14 +171,17 @@ class AsynchronousSource:
         with self._change:
             self._closing = True
             thread = self._thread
-        if thread is not None:
-            thread.join()
+        try:
+            if thread is not None:
+                thread.join()
+        finally:
+            self._closing = False
         with self._change:
             self._count_crew()
-            crew, self._crew, self._closing = self._crew, None, False
+            self._crew = self._error = None
             self.ledger.lose_all()
-        if crew is not None:
-            crew.close()
+        if self._ends is not None:
+            self._ends()
 
     def _count_crew(self) -> None:
         if self._crew is not None:
@@ -198,7 +214,7 @@ class AsynchronousSource:
         if self._crew is None:
             crew = self._make_crew(self._totals["serial"])
             crew.deaths, crew.unasked = self._totals["deaths"], self._totals["unasked"]
-            self._crew = crew
+            self._crew, self._ends = crew, weakref.finalize(self, crew.close)  # where nobody closes this
         return self._crew
 
     def dispatch_once(self, crew: Crew) -> None:
@@ -211,16 +227,23 @@ class AsynchronousSource:
                 self._change.notify_all()
 
     def _send_out(self, crew: Crew) -> bool:
-        """Asks every worker that is ready for the rest of its fragment, or the next; whether some were held back."""
-        ready, held = crew.ready(), self.ledger.waiting >= self._count or not (self._published or self._unshared)
-        free = [slot for slot in ready if not held or self.ledger.outstanding(slot)]
+        """Asks workers that are ready for the rest of their fragments, or the next; whether some are held back."""
+        ledger, ready = self.ledger, crew.ready()
+        hungry = self._awaited and ledger.waiting < self._count
+        room = self._count if hungry else max(0, self._count - ledger.waiting - ledger.flying)
+        begun = [slot for slot in ready if ledger.outstanding(slot)]
+        new = [slot for slot in ready if slot not in begun][:room]
+        free = begun + new if self._published or self._unshared else []
         if free and self._unshared is not None:
             version, weights = self._unshared
             self._published, self._unshared = (version, crew.share(weights)), None
         for slot in free:
             assert self._published is not None
-            identity = self.ledger.outstanding(slot) or self.ledger.ask(slot, crew.serial_of(slot))
-            crew.ask(slot, "fragment", identity, *self._published)
+            serial, (version, weights) = crew.serial_of(slot), self._published
+            identity = ledger.outstanding(slot) or ledger.ask(slot, serial)
+            assert identity.serial == serial, "a fragment is of one worker"
+            known, self._acts_with[slot] = self._acts_with.get(slot) == (serial, version), (serial, version)
+            crew.ask(slot, "fragment", identity, version, None if known else weights)
         return len(free) < len(ready)
 
     def _take_in(self, crew: Crew, event: Answer | Death) -> None:
@@ -249,5 +272,4 @@ def _dispatch(of_source: Callable[[], AsynchronousSource | None], crew: Crew) ->
     while (source := of_source()) is not None:
         if not source.dispatch(crew):
             return
-        del source  # here it may go
-    crew.close()
+        del source  # here it may go, and the crew with it

@@ -63,7 +63,7 @@ class Crew:
         self.serial, self.deaths, self.unasked = serial, 0, 0
         self._ticket = BEGIN
         self._fruitless = 0  # deaths in a row without an answer of anybody
-        self._needed, self._missed = needed, False
+        self._needed, self._missed, self._warned = needed, False, False
         self._since: dict[int, float] = {}  # since when there are not so many workers, by their number
         self._last = ""  # what was said of the last death
         self._said: set[str] = set()
@@ -156,7 +156,10 @@ class Crew:
 
     def _lost(self, index: int, why: str, told: bool = False) -> Death:
         slot = self._slots[index]
-        if not (self.deaths or told):
+        if told:
+            self._fruitless = 0  # the run ends, or begins again
+        elif not self._warned:
+            self._warned = True
             warn(f"a rollout worker is lost, and another one begun: {why}")
         self.deaths, self._last = self.deaths + 1, why
         pause = min(2.0 ** (slot.fruitless - 1), _LONGEST_PAUSE) if slot.fruitless else 0.0
@@ -164,7 +167,7 @@ class Crew:
         slot.fruitless, self._fruitless = slot.fruitless + 1, self._fruitless + 1
         if self._fruitless >= _DEATHS * len(self._slots):
             count, self._fruitless = self._fruitless, 0
-            self._error = EnvironmentFailure(f"{why}; {count} workers in a row were lost before they answered")
+            self._error = EnvironmentFailure(f"{why}; {count} workers in a row were lost before they gave a fragment")
         death = Death(index, slot.serial, why)
         self._begin_due()
         return death
@@ -179,13 +182,13 @@ class Crew:
 
     def _check_alive(self) -> None:
         why = self._last or "they could not be placed; does the cluster have cores, and memory, that are free?"
-        there = f"{self.alive} of {len(self._slots)} rollout workers"
+        there = f"only {self.alive} of {len(self._slots)} rollout workers"
         if self._missing_for(len(self._slots)) > _MISSED and not self._missed:
             self._missed = True
-            warn(f"{there} are there after {_MISSED:.0f} seconds: {why}")
+            warn(f"{there} are there, for {_MISSED:.0f} seconds: {why}")
         if self._missing_for(self._needed) > _ALONE:
             self._since.clear()
-            self._error = EnvironmentFailure(f"{there} have been there for {_ALONE / 60:.0f} minutes: {why}")
+            self._error = EnvironmentFailure(f"{there} were there for {_ALONE / 60:.0f} minutes: {why}")
 
     def _missing_for(self, count: int) -> float:
         """Seconds without so many workers."""

@@ -1,5 +1,6 @@
 """Fragments: whether one is what was asked for, and batches made of them."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from trpo_tf.rollout.stepper import aligned
 from trpo_tf.rollout.workers.ledger import Identity
 from trpo_tf.types import Rollout, Trajectory
 
-_MOST_PIECES, _SHORTEST_PIECE = 4, 16  # of a fragment; time steps, so that messages stay few
+_MOST_PIECES, _SHORTEST_PIECE = 4, 32  # of a fragment; time steps, so that messages stay few
 
 
 class Fragment(NamedTuple):
@@ -108,7 +109,7 @@ def piece_count(time_steps: int) -> int:
 
 
 def one_after_another(rollouts: list[Rollout]) -> Rollout:
-    """The rollout of consecutive ones of the same streams."""
+    """The rollout of consecutive ones of the same streams, as if it had been collected in one go."""
     if len(rollouts) == 1:
         return rollouts[0]
     parts = [one.trajectory for one in rollouts]
@@ -122,8 +123,27 @@ def one_after_another(rollouts: list[Rollout]) -> Rollout:
     )
     shifted = [[end + k * len(parts[0].reward) for end in one.episode_ends] for k, one in enumerate(rollouts)]
     episodes = [(one.episode_returns, one.episode_lengths, ends) for one, ends in zip(rollouts, shifted, strict=True)]
-    invalid = sum(one.invalid for one in rollouts)
-    return Rollout(Trajectory(obs, **arrays), params, version, discounted_return, *merged(episodes), invalid)
+    invalid, dropped = sum(one.invalid for one in rollouts), rollouts[-1].dropped
+    for k, (before, after) in enumerate(itertools.pairwise(rollouts), 1):
+        if after.restarts > before.restarts:
+            dropped += _mask_failed(arrays, k * len(parts[0].reward), (k + 1) * len(parts[0].reward))
+    lost = rollouts[-1].restarts, dropped
+    return Rollout(Trajectory(obs, **arrays), params, version, discounted_return, *merged(episodes), invalid, *lost)
+
+
+def _mask_failed(arrays: dict[str, np.ndarray], first: int, end: int) -> int:
+    """Masks what rows before `first` have of the episodes that failed from there to `end`; how many transitions."""
+    mask, reward, truncated, count = arrays["mask"], arrays["reward"], arrays["truncated"], 0
+    for env in range(mask.shape[1]):
+        valid = np.flatnonzero(mask[first:end, env])
+        until = first + valid[0] if len(valid) else end
+        if truncated[first - 1, env] or arrays["terminated"][first - 1, env] or not truncated[first:until, env].any():
+            continue
+        others = np.flatnonzero(mask[:first, env] == 0)
+        episode = slice(others[-1] + 1 if len(others) else 0, first)
+        count += int(mask[episode, env].sum())
+        mask[episode, env] = reward[episode, env] = 0
+    return count
 
 
 def joined_obs(parts: list[dict[str, np.ndarray]], axis: int) -> dict[str, np.ndarray]:

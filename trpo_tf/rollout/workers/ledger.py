@@ -43,6 +43,11 @@ class Ledger:
         """Fragments that have arrived, and that no batch holds yet."""
         return len(self._waiting)
 
+    @property
+    def flying(self) -> int:
+        """Fragments that were asked for and have not arrived."""
+        return len(self._flying)
+
     def ask(self, slot: int, serial: int) -> Identity:
         """The next fragment of a worker is asked for."""
         assert slot not in self._flying, "one fragment in flight per slot"
@@ -69,6 +74,11 @@ class Ledger:
         self.lost += len(self._flying) + len(self._waiting)
         self._flying.clear()
         self._waiting.clear()
+
+    def lose_taken(self) -> None:
+        """The batch is gone, and no update has learned from it."""
+        self.lost += len(self._taken)
+        self._taken = []
 
     def refuse(self, slot: int) -> None:
         """What the slot gave is not what it was asked for."""

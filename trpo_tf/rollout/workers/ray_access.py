@@ -44,7 +44,8 @@ def auth_mode(config: WorkersConfig, address: str) -> str:
     if not _lets_in(flag, address, "disabled"):
         if not _lets_in(flag, address, "token"):
             raise UsageError(
-                f"{flag}: the cluster has another token than this host; set RAY_AUTH_TOKEN_PATH to a file with its own"
+                f"{flag}: the cluster has another token than this host, or this host has none; set RAY_AUTH_TOKEN_PATH "
+                "to a file with its own"
             )
         return "token"
     if not config.allow_insecure_ray:

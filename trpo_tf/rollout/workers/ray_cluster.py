@@ -27,7 +27,8 @@ _SUPPORTED = "ray>=2.55,<3"
 
 _QUIET = {  # read while Ray is imported or begun
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # Crew says so, in one line
+    # Crew says the first, in one line; the second is meant
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|PYTHON worker processes have been started",
 }
 
 
@@ -96,9 +97,14 @@ class RayCluster:
             undo.enter_context(_environment(auth))
             _forget_token(ray)
             undo.enter_context(_no_other(ray))
-            with contextlib.nullcontext() if config.ray_address else _only_here(ray):
-                ray.init(**options)
-            return _Held(ray, _identity(ray), True, bool(config.ray_address), undo.pop_all())
+            try:
+                with contextlib.nullcontext() if config.ray_address else _only_here(ray):
+                    ray.init(**options)
+                return _Held(ray, _identity(ray), True, bool(config.ray_address), undo.pop_all())
+            except BaseException:  # it may have begun by half
+                with contextlib.suppress(Exception):
+                    ray.shutdown()
+                raise
 
     def lives(self) -> bool:
         """Whether the Ray is still there."""

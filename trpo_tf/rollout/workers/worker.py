@@ -130,11 +130,11 @@ class Worker:
 
     # Asynchronous: fragments of this worker's own.
 
-    def fragment(self, identity: Identity, version: int, weights: dict[str, np.ndarray]) -> Identity | Fragment:
+    def fragment(self, identity: Identity, version: int, weights: dict[str, np.ndarray] | None) -> Identity | Fragment:
         """The next piece of a fragment, drawn by the policy with these weights.
 
         A fragment is asked for piece by piece, each time with the newest weights: what is collected during an update is
-        one update old, what is collected after it is not.
+        one update old, what is collected after it is not. weights: None where the worker has those of this version.
 
         Returns:
           The fragment with its last piece, before that its identity.
@@ -152,7 +152,7 @@ class Worker:
         self._under_way = None
         restarts, dropped = (current.restarts, current.dropped) if identity.fragment else (0, 0)
         rollout = one_after_another(current.pieces)
-        return Fragment(identity, rollout, collector.restarts - restarts, collector.dropped - dropped)
+        return Fragment(identity, rollout, rollout.restarts - restarts, rollout.dropped - dropped)
 
     def _noise(self, identity: Identity) -> list[np.ndarray]:
         """What each piece of a fragment needs: a function of the run's seed, the serial and the fragment's number."""
@@ -174,8 +174,9 @@ class Worker:
             self._collector = Collector(stepper, self._actor, piece, plan.gamma, plan.max_invalid)
         return self._collector
 
-    def _act_with(self, version: int, weights: dict[str, np.ndarray]) -> None:
+    def _act_with(self, version: int, weights: dict[str, np.ndarray] | None) -> None:
         if version != self._version:
+            assert weights is not None, "the worker has other weights"
             self._actor.set_weights(weights)
             self._version = version
 
