@@ -78,8 +78,8 @@ def alone(env, time_steps: int, seconds: float) -> float:
     agent = agent_of(env, 1, time_steps)
     session, policy = agent.session, agent.session.policy
     actor = agent._actor
-    stepper = LocalStepper(lambda update: session.environments.training(update), actor, time_steps)
-    collector = Collector(stepper, actor, time_steps, 0.99, 0)
+    stepper = LocalStepper(lambda update: session.environments.training(update), actor)
+    collector = Collector(stepper, actor, 0.99, 0)
     rng, steps, began = np.random.default_rng(0), 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         rollout = collector.collect(actor.noise(rng, (time_steps, 1)), lambda *x: policy.log_prob(*x).numpy())

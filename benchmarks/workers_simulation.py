@@ -11,7 +11,7 @@ Synchronous: all workers begin together with the newest policy. The batch is com
 next fragments are dispatched when the update has ended.
 
 Asynchronous:
-- One fragment per worker is in flight, in pieces of equal length. A piece carries the policy version published when it
+- One fragment per worker is in flight, in pieces. A piece carries the policy version published when it
   was sent. The next piece is sent when the end of the last one has been received, and the last brings the fragment.
 - A worker is sent its next fragment the moment its last one has arrived. Only while the learner is busy none is begun
   that the next batch has no room for: W fragments wait or fly. Those begun before go on.
@@ -24,9 +24,9 @@ than W others fly. Therefore
 - staleness <= 2 + the updates that end between the sending of the piece and the arrival of its fragment: the fragment
   belongs to the next batch but one after its arrival at the latest;
 - staleness <= 2 where no fragment overtakes another: the same, counted from the sending of the piece.
-Pieces leave both bounds as they are. They lower the mean: no piece is staler than the one before. With k pieces per
-fragment of time P and updates of time U the mean is min(1, ceil(k U / P) / k) for one worker, or for workers in step.
-For workers whose fragments end evenly spread over P, and short updates, it is (k + 1) / (2 k).
+Pieces leave both bounds as they are. They lower the mean: no piece is staler than the one before. With k equal pieces
+per fragment of time P and updates of time U the mean is min(1, ceil(k U / P) / k) for one worker, or for workers in
+step. For workers whose fragments end evenly spread over P, and short updates, it is (k + 1) / (2 k).
 
 Rates and staleness are of the time between the end of the first update and the end of the last. --measured names a
 file of benchmarks/workers.py, each point of which is simulated with its own setting. The exit code is 1 where
@@ -38,7 +38,7 @@ import heapq
 import itertools
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -68,7 +68,7 @@ class Setting:
     workers: int = 16  # W
     envs_per_worker: int = 1  # B, stepped one after the other
     time_steps: int = 128  # T, of a fragment
-    pieces: int = 4  # of a fragment, at most; see piece_count
+    pieces: Sequence[float] = (0.25, 0.25, 0.5)  # of a fragment; two halves, or one, where they would be too short
     shortest_piece: int = 32  # time steps of a piece, at least
     step_seconds: float = 0.005  # mean time of one step of one environment
     step_sigma: float = 0.5  # of that time
@@ -86,8 +86,11 @@ class Setting:
     updates: int = 60  # until the simulation ends, at least 2
 
     def __post_init__(self):
-        if min(self.workers, self.envs_per_worker, self.time_steps, self.pieces, self.updates - 1) < 1:
-            raise ValueError(f"at least one worker, environment, time step and piece, two updates are needed: {self}")
+        if min(self.workers, self.envs_per_worker, self.time_steps, self.updates - 1) < 1:
+            raise ValueError(f"at least one worker, environment and time step, two updates are needed: {self}")
+        if not self.pieces or min(self.pieces) <= 0 or abs(sum(self.pieces) - 1) > 1e-9:
+            raise ValueError(f"pieces that sum to one fragment are needed: {self}")
+        object.__setattr__(self, "pieces", tuple(self.pieces))  # a file has lists
         if not self.fragment_seconds > 0 or (self.cores is not None and not self.cores > 0):
             raise ValueError(f"a fragment takes time and needs cores: {self}")
 
@@ -97,10 +100,13 @@ class Setting:
         return ("asynchronous" if self.asynchronous else "synchronous") + ", stragglers" * (self.straggler_share > 0)
 
     @property
-    def piece_count(self) -> int:
-        """Of a fragment: the largest divisor of T that `pieces` and `shortest_piece` allow; 1 where synchronous."""
-        most = max(1, min(self.pieces, self.time_steps // self.shortest_piece)) if self.asynchronous else 1
-        return next(count for count in range(most, 0, -1) if self.time_steps % count == 0)
+    def piece_steps(self) -> tuple[int, ...]:
+        """Time steps of each piece of a fragment; all in one where synchronous."""
+        for parts in (self.pieces, (0.5, 0.5)) if self.asynchronous and len(self.pieces) > 1 else ():
+            steps = [int(self.time_steps * part + 1e-9) for part in parts[:-1]]
+            if min(steps) >= self.shortest_piece:
+                return *steps, self.time_steps - sum(steps)
+        return (self.time_steps,)
 
     @property
     def transitions(self) -> int:
@@ -125,9 +131,9 @@ class Outcome:
 
     transitions_per_second: float  # learned from
     efficiency: float  # that, over what the workers would collect if none ever waited. Chance can lift it above 1
-    mean_staleness: float  # over pieces used, which is over transitions
+    mean_staleness: float  # over transitions used
     max_staleness: int
-    staleness: dict[int, int]  # pieces used, by their staleness
+    staleness: dict[int, float]  # fragments used, by the staleness of their transitions
     updates_per_second: float
     learner_busy: float  # share of time in which an update is under way
     thread_busy: float  # share of time in which the dispatching thread receives
@@ -148,12 +154,13 @@ def fragment_times(setting: Setting, rng: np.random.Generator, block: int = 4096
     The sum of the n lognormal times of a piece is drawn as one lognormal time with the mean and the variance of the sum
     (Fenton 1960): sigma_n^2 = log(1 + (exp(sigma^2) - 1) / n). That is exact for n = 1.
     """
-    pieces, steps = setting.piece_count, setting.transitions // setting.piece_count
-    sigma = math.sqrt(math.log1p(math.expm1(setting.step_sigma**2) / steps))
+    time_steps = np.array(setting.piece_steps)
+    steps = time_steps * setting.envs_per_worker
+    sigma = np.sqrt(np.log1p(math.expm1(setting.step_sigma**2) / steps))
     while True:
-        noise = rng.standard_normal((block, pieces))
+        noise = rng.standard_normal((block, len(steps)))
         seconds = np.exp(sigma * noise - sigma**2 / 2) * steps * setting.step_seconds
-        seconds += setting.time_steps // pieces * setting.act_seconds
+        seconds += time_steps * setting.act_seconds
         slow = rng.random((block, 1)) < setting.straggler_share
         yield from (seconds * np.where(slow, setting.straggler_factor, 1.0)).tolist()
 
@@ -209,7 +216,8 @@ class Simulation:
         workers = self.setting.workers
         if len(self.waiting) >= workers and not self.updating:
             for worker, versions in self.waiting[:workers]:
-                self.staleness.update(self.version - version for version in versions)
+                for version, steps in zip(versions, self.setting.piece_steps, strict=True):
+                    self.staleness[self.version - version] += steps / self.setting.time_steps
                 self.used_from[worker] += 1
             self.waiting, self.updating = self.waiting[workers:], True
             self._at(self.now + self.setting.update_time, self._updated, -1)
@@ -254,7 +262,7 @@ class Simulation:
         """Begins to measure anew."""
         self.since = self.now
         self.worked = self.received = 0.0  # seconds of collecting workers, and of the dispatching thread at work
-        self.staleness: Counter[int] = Counter()  # pieces used, by staleness
+        self.staleness: defaultdict[int, float] = defaultdict(float)  # fragments used, by staleness
         self.used_from: Counter[int] = Counter()  # fragments used, by worker
 
     def _outcome(self) -> Outcome:
@@ -263,7 +271,7 @@ class Simulation:
         return Outcome(
             transitions_per_second=rate * setting.workers * setting.transitions,
             efficiency=rate * setting.workers * setting.fragment_seconds / sum(self.speeds),
-            mean_staleness=sum(value * count for value, count in self.staleness.items()) / self.staleness.total(),
+            mean_staleness=sum(value * count for value, count in self.staleness.items()) / self.used_from.total(),
             max_staleness=max(self.staleness),
             staleness=dict(sorted(self.staleness.items())),
             updates_per_second=rate,

@@ -24,6 +24,7 @@ from benchmarks.workers_simulation import (
     simulate,
     sweep,
 )
+from trpo_tf.rollout.workers.fragments import in_pieces
 
 ROOT = Path(__file__).parents[1]
 # A fragment of 2 time steps of 3 environments takes 6 seconds in one piece, an update nothing, nothing is random.
@@ -31,7 +32,7 @@ PLAIN = Setting(
     workers=1,
     envs_per_worker=3,
     time_steps=2,
-    pieces=1,
+    pieces=(1.0,),
     shortest_piece=1,
     step_seconds=1.0,
     step_sigma=0.0,
@@ -43,6 +44,11 @@ PLAIN = Setting(
     update_seconds_per_transition=0.0,
     updates=10,
 )
+
+
+def equal(count):
+    """Pieces."""
+    return (1 / count,) * count
 
 
 def plain(**changes):
@@ -142,11 +148,11 @@ def test_a_saturated_learner_by_hand():
 @pytest.mark.parametrize("workers", [1, 4])
 def test_the_pieces_sent_during_an_update_are_one_update_old(workers, update, pieces):
     """Equal workers, fragments of 12 seconds: ceil(k U / 12) of k pieces are sent before the update ends."""
-    setting = plain(workers=workers, envs_per_worker=1, time_steps=12, pieces=pieces, update_seconds=update)
+    setting = plain(workers=workers, envs_per_worker=1, time_steps=12, pieces=equal(pieces), update_seconds=update)
     outcome = simulate(setting)
     stale = math.ceil(pieces * update / 12)
     expected = {0: 9 * workers * (pieces - stale), 1: 9 * workers * stale}
-    assert outcome.staleness == {value: count for value, count in expected.items() if count}
+    assert outcome.staleness == pytest.approx({value: count / pieces for value, count in expected.items() if count})
     assert outcome.mean_staleness == pytest.approx(stale / pieces)
     assert outcome.efficiency == pytest.approx(1)
 
@@ -154,7 +160,7 @@ def test_the_pieces_sent_during_an_update_are_one_update_old(workers, update, pi
 @pytest.mark.parametrize("pieces", [1, 2, 4, 8])
 def test_fragments_that_end_evenly_spread_have_pieces_of_a_mean_staleness_above_a_half(pieces):
     """A fragment that waits m / 8 of its time has floor(k m / 8) + 1 of k pieces sent before the last update ended."""
-    setting = plain(workers=8, time_steps=8, pieces=pieces, update_seconds=0.01)
+    setting = plain(workers=8, time_steps=8, pieces=equal(pieces), update_seconds=0.01)
     first, later = ([[i / pieces] * pieces for i in range(1, 9)], itertools.repeat([8 / pieces] * pieces))
     outcome = Simulation(setting, [1.0] * 8, itertools.chain(first, later)).run()
     assert outcome.max_staleness == 1
@@ -165,23 +171,23 @@ def test_fragments_that_end_evenly_spread_have_pieces_of_a_mean_staleness_above_
 @pytest.mark.parametrize("pieces", [1, 4])
 def test_with_one_worker_every_piece_is_one_update_old_where_updates_are_longer_than_fragments(pieces):
     """The next fragment begins with the update, and waits for its end."""
-    assert simulate(plain(time_steps=4, pieces=pieces, update_seconds=20.0)).staleness == {1: 9 * pieces}
+    assert simulate(plain(time_steps=4, pieces=equal(pieces), update_seconds=20.0)).staleness == {1: 9}
 
 
 def test_the_end_of_a_piece_takes_time():
     """4 pieces: 4 * 3 to send, 12 to step, 3 * 0.5 and 0.25 to receive."""
     costs = {"send_seconds": 3.0, "piece_seconds": 0.5, "receive_seconds": 0.25}
-    outcome = simulate(plain(time_steps=4, pieces=4, **costs))
+    outcome = simulate(plain(time_steps=4, pieces=equal(4), **costs))
     assert 1 / outcome.updates_per_second == pytest.approx(12 + 12 + 1.5 + 0.25)
     assert outcome.thread_busy == pytest.approx(1.75 / 25.75)
     assert outcome.wait_share == pytest.approx(1 - 12 / 25.75)
-    synchronous = simulate(plain(time_steps=4, pieces=4, asynchronous=False, **costs))
+    synchronous = simulate(plain(time_steps=4, pieces=equal(4), asynchronous=False, **costs))
     assert 1 / synchronous.updates_per_second == pytest.approx(3 + 12 + 0.25)
 
 
 def test_the_ends_of_pieces_share_the_dispatching_thread():
     """40 workers, 2 pieces: the thread takes 0.25 and 0.5 per fragment of 6 transitions."""
-    outcome = simulate(plain(workers=40, pieces=2, piece_seconds=0.25, receive_seconds=0.5, updates=30))
+    outcome = simulate(plain(workers=40, pieces=equal(2), piece_seconds=0.25, receive_seconds=0.5, updates=30))
     assert outcome.transitions_per_second == pytest.approx(6 / 0.75)
     assert outcome.thread_busy == pytest.approx(1)
 
@@ -198,22 +204,18 @@ def test_fragments_begin_where_there_is_room_and_go_on_in_any_case():
     24.2: slow 2 3 arrives; update 5 takes fast 3 3 and it (1 1 2 1). 25: fast 4 4 arrives, is held back.
     29.2: version 5, fast begins. 30.2: fast 5 5 arrives; update 6 takes two of fast (1 1 0 0).
     """
-    setting = plain(workers=2, envs_per_worker=1, pieces=2, update_seconds=5.0, updates=6)
+    setting = plain(workers=2, envs_per_worker=1, pieces=equal(2), update_seconds=5.0, updates=6)
     outcome = Simulation(setting, [1.0, 1 / 11.2], itertools.repeat([0.5, 0.5])).run()
-    assert outcome.staleness == {0: 6, 1: 11, 2: 3}
+    assert outcome.staleness == {0: 3, 1: 5.5, 2: 1.5}
     assert outcome.mean_staleness == pytest.approx((11 + 6) / 20)
     assert outcome.max_staleness == 2
     assert outcome.fastest_share == pytest.approx(8 / 10)
 
 
-@pytest.mark.parametrize(
-    ("time_steps", "pieces", "count"), [(128, 4, 4), (6, 4, 3), (14, 4, 2), (7, 4, 1), (1, 4, 1), (128, 1, 1)]
-)
-def test_a_fragment_has_the_most_pieces_of_equal_length(time_steps, pieces, count):
-    assert plain(time_steps=time_steps, pieces=pieces).piece_count == count
-    assert plain(time_steps=time_steps, pieces=pieces, asynchronous=False).piece_count == 1
-    assert plain(time_steps=24, pieces=4, shortest_piece=8).piece_count == 3
-    assert plain(time_steps=4, pieces=4, shortest_piece=8).piece_count == 1
+@pytest.mark.parametrize("time_steps", [1, 63, 64, 127, 128, 131])
+def test_pieces_are_those_of_the_workers(time_steps):
+    assert Setting(time_steps=time_steps).piece_steps == in_pieces(time_steps)
+    assert Setting(time_steps=time_steps, asynchronous=False).piece_steps == (time_steps,)
 
 
 @pytest.mark.parametrize("pieces", [1, 2])
@@ -221,7 +223,9 @@ def test_a_fragment_has_the_most_pieces_of_equal_length(time_steps, pieces, coun
 @pytest.mark.parametrize("update", [0.1, 1.0, 5.9, 6.1, 11.0, 13.0, 60.0, 6000.0])
 def test_without_overtaking_staleness_is_at_most_two(workers, update, pieces):
     """At most 2 W - 2 fragments are before one at its dispatch; with one worker there is none, and it is at most 1."""
-    setting = plain(workers=workers, update_seconds=update, receive_seconds=0.01, pieces=pieces, piece_seconds=0.01)
+    setting = plain(
+        workers=workers, update_seconds=update, receive_seconds=0.01, pieces=equal(pieces), piece_seconds=0.01
+    )
     simulation = Simulation(setting, [1.0] * workers, itertools.repeat([6.0 / pieces] * pieces))
     assert simulation.run().max_staleness <= min(2, workers)
     assert len(simulation.waiting) <= 2 * workers - 1
@@ -232,7 +236,7 @@ def test_without_overtaking_staleness_is_at_most_two(workers, update, pieces):
 @pytest.mark.parametrize("workers", [2, 5, 16])
 def test_staleness_under_updates_longer_than_any_fragment_is_at_most_three(workers, update, pieces):
     """At most one update ends during a flight, and the fragment is used by the next update but one at the latest."""
-    setting = plain(workers=workers, time_steps=4, pieces=pieces, update_seconds=update, updates=100)
+    setting = plain(workers=workers, time_steps=4, pieces=equal(pieces), update_seconds=update, updates=100)
     times = iter(np.random.default_rng(0).uniform(0.1 / pieces, 1 / pieces, (20_000, pieces)).tolist())
     assert Simulation(setting, [1.0] * workers, times).run().max_staleness <= 3
 
@@ -257,7 +261,7 @@ def test_no_fragment_is_lost_or_used_twice(asynchronous, costs):
     outcome = simulation.run()
     dispatched = 1000 - len(list(simulation.times))
     assert dispatched == 40 * 16 + len(simulation.waiting) + fragments_in_flight(simulation)
-    assert sum(outcome.staleness.values()) == 39 * 16 * (4 if asynchronous else 1)
+    assert sum(outcome.staleness.values()) == 39 * 16
     assert fragments_in_flight(simulation) <= 16
 
 
@@ -308,7 +312,9 @@ def drawn(setting):
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_times_of_pieces_have_the_mean_and_spread_of_the_sum_of_their_steps(pieces):
     """Steps of mean 2 and variance 4 (exp(0.6^2) - 1); 4 * 3 of them and 4 times 0.25 to act."""
-    setting = plain(envs_per_worker=3, time_steps=4, step_seconds=2.0, step_sigma=0.6, act_seconds=0.25, pieces=pieces)
+    setting = plain(
+        envs_per_worker=3, time_steps=4, step_seconds=2.0, step_sigma=0.6, act_seconds=0.25, pieces=equal(pieces)
+    )
     times = drawn(setting)
     assert times.shape == (100_000, pieces)
     assert times.mean(0) * pieces == pytest.approx(24 + 1, rel=0.003)
@@ -320,13 +326,14 @@ def test_times_of_pieces_have_the_mean_and_spread_of_the_sum_of_their_steps(piec
 
 
 def test_a_straggler_is_slow_in_every_piece():
-    times = drawn(plain(time_steps=4, pieces=4, straggler_share=0.2, straggler_factor=3.0))
+    times = drawn(plain(time_steps=4, pieces=equal(4), straggler_share=0.2, straggler_factor=3.0))
     assert set(map(tuple, times.tolist())) == {(3.0,) * 4, (9.0,) * 4}
     assert (times[:, 0] == 9.0).mean() == pytest.approx(0.2, abs=0.01)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"workers": 0}, {"pieces": 0}, {"updates": 1}, {"step_seconds": 0.0}, {"cores": 0.0}]
+    "changes",
+    [{"workers": 0}, {"pieces": ()}, {"pieces": (0.5, 0.4)}, {"updates": 1}, {"step_seconds": 0.0}, {"cores": 0.0}],
 )
 def test_settings_that_mean_nothing_are_refused(changes):
     with pytest.raises(ValueError, match=r"needed|needs"):
@@ -393,7 +400,7 @@ def test_measured_points_are_read(tmp_path):
         read_measured(path)
     whole = dataclasses.asdict(point().setting)
     path.write_text(json.dumps({"points": [record(setting={name: whole[name] for name in whole if name != "pieces"})]}))
-    assert read_measured(path)[0].setting.pieces == 4
+    assert read_measured(path)[0].setting.pieces == (0.25, 0.25, 0.5)
 
 
 def command(tmp_path, rate, *arguments):

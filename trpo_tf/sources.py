@@ -28,7 +28,7 @@ from trpo_tf.rollout.stepper import LocalStepper, Stepper
 from trpo_tf.rollout.workers.asynchronous import AsynchronousSource
 from trpo_tf.rollout.workers.crew import Crew
 from trpo_tf.rollout.workers.fleet import Fleet
-from trpo_tf.rollout.workers.fragments import Shapes, piece_count
+from trpo_tf.rollout.workers.fragments import Shapes, in_pieces
 from trpo_tf.rollout.workers.synchronous import WorkersStepper
 from trpo_tf.rollout.workers.worker import WorkerPlan
 
@@ -88,7 +88,7 @@ def _local(acting: Acting) -> LocalSource:
     def make_envs(update: int):
         return acting.environments.training(seeds.derive_seed(config.run.seed, seeds.TRAIN_ENVS, update))
 
-    stepper = LocalStepper(make_envs, actor, config.time_steps)
+    stepper = LocalStepper(make_envs, actor)
     return _collecting(acting, stepper, actor, actor)
 
 
@@ -102,7 +102,7 @@ def _synchronous(acting: Acting) -> LocalSource:
 def _collecting(acting: Acting, stepper: Stepper, actor: Any, taking: Any) -> LocalSource:
     """What collects with a stepper. actor: of the policy. taking: takes weights over."""
     config, key = acting.config, seeds.derive_seed(acting.config.run.seed, seeds.ACTIONS)
-    limits = config.time_steps, config.advantage.gamma, config.environment.max_invalid_rows
+    limits = config.advantage.gamma, config.environment.max_invalid_rows
     with _closed_if_raised(stepper):
         collector = Collector(stepper, actor, *limits)
 
@@ -167,5 +167,5 @@ def _plan(acting: Acting) -> WorkerPlan:
         gamma=config.advantage.gamma,
         max_invalid=environment.max_invalid_rows,
         seed=config.run.seed,
-        pieces=piece_count(config.time_steps),
+        pieces=in_pieces(config.time_steps),
     )

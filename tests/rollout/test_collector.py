@@ -32,8 +32,8 @@ class Source:
         self.policy = Policy(probe.observation_space, probe.action_space, PolicyConfig(hidden_sizes=(8,)), 0)
         probe.close()
         actor = make_actor(self.policy)
-        stepper = LocalStepper(lambda update: environments.training(50 + update), actor, time_steps)
-        self.collector = Collector(stepper, actor, time_steps, GAMMA, limit)
+        stepper = LocalStepper(lambda update: environments.training(50 + update), actor)
+        self.collector = Collector(stepper, actor, GAMMA, limit)
         self._shape = time_steps, num_envs
 
     def collect(self):
@@ -280,7 +280,7 @@ def test_a_collector_is_restored_to_the_bit_where_environments_failed(fault, pro
         config = EnvironmentConfig(env="given", num_envs=3, env_processes=processes, max_env_restarts=1000)
         made = Environments(config, functools.partial(Flaky, fault(0.03)))
         actor = calm.collector._actor
-        return Collector(LocalStepper(made.training, actor, 16), actor, 16, GAMMA, 100)
+        return Collector(LocalStepper(made.training, actor), actor, GAMMA, 100)
 
     def collect(one):
         calm.collector = one

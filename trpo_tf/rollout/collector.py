@@ -19,7 +19,7 @@ _COUNTERS = ("act_count", "invalid", "restarts", "dropped", "built_at")  # of a 
 
 
 class Collector:
-    """Collects T time steps of B environments per rollout.
+    """Collects time steps of B environments.
 
     Environments cannot be asked for their state. They are therefore rebuilt at every checkpoint boundary, in an
     undisturbed run too, and between boundaries the actions are recorded: replaying them from the last boundary puts
@@ -29,13 +29,12 @@ class Collector:
     Args:
       stepper: steps the environments.
       actor: an ArrayActor or TensorActor of the policy that acts; what it takes and gives is asked, not to act.
-      time_steps: T.
       gamma: of the discounted returns.
       max_invalid: transitions with NaN or infinity to mask before EnvironmentFailure is raised.
     """
 
-    def __init__(self, stepper: Stepper, actor: Any, time_steps: int, gamma: float, max_invalid: int):
-        self._stepper, self._actor, self._time = stepper, actor, time_steps
+    def __init__(self, stepper: Stepper, actor: Any, gamma: float, max_invalid: int):
+        self._stepper, self._actor = stepper, actor
         self._gamma, self._max_invalid = np.float32(gamma), max_invalid
         self.act_count = 0  # time steps so far
         self.invalid = 0  # transitions masked so far
@@ -129,7 +128,7 @@ class Collector:
         self._failed += [(past.time_steps + step, env) for step, env in losses.failed]
         self.restarts, self.dropped = losses.restarts, losses.dropped
         self.invalid += invalid
-        self.act_count += self._time
+        self.act_count += len(noise)
         self._actions.append(steps.raw_action)
         self.obs, self._bad = {name: x[-1].copy() for name, x in steps.obs.items()}, steps.bad_obs[-1]
         versions = np.full(steps.reward.shape, version, np.int32)

@@ -123,13 +123,12 @@ class LocalStepper:
     Args:
       make_envs: from the number of the update to fresh environments with seeds of their own.
       actor: an ArrayActor or TensorActor; draws the actions.
-      time_steps: T.
     """
 
     num_envs = 0
 
-    def __init__(self, make_envs: Callable[[int], VectorEnv], actor: Any, time_steps: int):
-        self._make_envs, self._actor, self._time = make_envs, actor, time_steps
+    def __init__(self, make_envs: Callable[[int], VectorEnv], actor: Any):
+        self._make_envs, self._actor = make_envs, actor
         self._envs: VectorEnv | None = None
 
     def build(self, update: int, restarts: int) -> tuple[dict[str, np.ndarray], Losses]:
@@ -171,13 +170,13 @@ class LocalStepper:
         actor, envs = self._actor, self._envs
         assert envs is not None
         losses = _Counted(*before, envs.max_restarts)
-        steps = Steps.empty((self._time, envs.num_envs), actor)
+        steps = Steps.empty((len(noise), envs.num_envs), actor)
         seen_obs, states = steps.obs, sorted(actor.states)
         for name, x in seen_obs.items():
             x[0] = obs[name]
         steps.bad_obs[0] = bad
         with actor.single_threaded():
-            for t in range(self._time):
+            for t in range(len(noise)):
                 seen = {name: x[t] for name, x in seen_obs.items()}
                 steps.params[t], steps.raw_action[t], after = actor(seen, noise[t])
                 given = envs.step(actor.to_env(steps.raw_action[t]))

@@ -20,7 +20,7 @@ from trpo_tf.config import PolicyConfig
 from trpo_tf.errors import UsageError
 from trpo_tf.policy import worker_actor
 from trpo_tf.policy.policy import Policy
-from trpo_tf.rollout.workers.fragments import piece_count
+from trpo_tf.rollout.workers.fragments import in_pieces
 from trpo_tf.rollout.workers.ledger import Identity
 from trpo_tf.rollout.workers.worker import Worker, WorkerPlan
 from trpo_tf.types import pack
@@ -125,7 +125,7 @@ def test_a_fragment_in_pieces_is_the_whole_one_to_the_bit(env, config):
     """Episodes, running returns and recurrent states go on from piece to piece."""
     plan, weights = plan_of(env, time_steps=32, config=config)
     restarts = dropped = 0
-    whole, parted = begun(plan), begun(dataclasses.replace(plan, pieces=4))
+    whole, parted = begun(plan), begun(dataclasses.replace(plan, pieces=(5, 8, 3, 16)))
     for k in range(3):
         identity = Identity(0, 0, k)
         one = whole.fragment(identity, k, weights)
@@ -146,7 +146,7 @@ def test_a_fragment_in_pieces_is_the_whole_one_to_the_bit(env, config):
 
 def test_each_piece_of_a_fragment_is_drawn_with_the_weights_it_was_sent():
     plan, weights = plan_of("CartPole-v1", time_steps=32)
-    plan = dataclasses.replace(plan, pieces=2)
+    plan = dataclasses.replace(plan, pieces=(16, 16))
     newer = {name: x + 1 for name, x in weights.items()}
     worker, identity = begun(plan), Identity(0, 0, 0)
     worker.fragment(identity, 5, weights)
@@ -160,9 +160,12 @@ def test_each_piece_of_a_fragment_is_drawn_with_the_weights_it_was_sent():
         np.testing.assert_allclose(params, rollout.behavior_params[first : first + 16].reshape(32, -1), atol=1e-5)
 
 
-@pytest.mark.parametrize(("time_steps", "count"), [(128, 4), (99, 3), (80, 2), (67, 1), (63, 1), (1, 1)])
-def test_pieces_are_of_equal_length_and_not_too_short(time_steps, count):
-    assert piece_count(time_steps) == count
+@pytest.mark.parametrize(
+    ("time_steps", "pieces"),
+    [(1, (1,)), (63, (63,)), (64, (32, 32)), (127, (63, 64)), (128, (32, 32, 64)), (131, (32, 32, 67))],
+)
+def test_pieces_are_short_while_an_update_may_be_taken(time_steps, pieces):
+    assert in_pieces(time_steps) == pieces
 
 
 def test_first_episodes_are_cut_as_in_one_process():

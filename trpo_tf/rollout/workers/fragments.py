@@ -10,7 +10,7 @@ from trpo_tf.rollout.stepper import aligned
 from trpo_tf.rollout.workers.ledger import Identity
 from trpo_tf.types import Rollout, Trajectory
 
-_MOST_PIECES, _SHORTEST_PIECE = 4, 32  # of a fragment; time steps, so that messages stay few
+_SHORTEST_PIECE = 32  # time steps, so that messages stay few
 
 
 class Fragment(NamedTuple):
@@ -102,10 +102,12 @@ def joined(
     return Rollout(Trajectory(obs, **arrays), params, version, discounted_return, *episodes, invalid, *lost)
 
 
-def piece_count(time_steps: int) -> int:
-    """In how many pieces of equal length a fragment is asked for."""
-    most = max(1, min(_MOST_PIECES, time_steps // _SHORTEST_PIECE))
-    return next(count for count in range(most, 0, -1) if time_steps % count == 0)
+def in_pieces(time_steps: int) -> tuple[int, ...]:
+    """The time steps of each piece in which a fragment is asked for: short ones first, while an update may be taken."""
+    quarter, half = time_steps // 4, time_steps // 2
+    if quarter >= _SHORTEST_PIECE:
+        return quarter, quarter, time_steps - 2 * quarter
+    return (half, time_steps - half) if half >= _SHORTEST_PIECE else (time_steps,)
 
 
 def one_after_another(rollouts: list[Rollout]) -> Rollout:
@@ -121,12 +123,13 @@ def one_after_another(rollouts: list[Rollout]) -> Rollout:
         np.concatenate([getattr(one, name) for one in rollouts])
         for name in ("behavior_params", "version", "discounted_return")
     )
-    shifted = [[end + k * len(parts[0].reward) for end in one.episode_ends] for k, one in enumerate(rollouts)]
+    firsts = np.cumsum([0, *(len(part.reward) for part in parts[:-1])]).tolist()
+    shifted = [[first + end for end in one.episode_ends] for first, one in zip(firsts, rollouts, strict=True)]
     episodes = [(one.episode_returns, one.episode_lengths, ends) for one, ends in zip(rollouts, shifted, strict=True)]
     invalid, dropped = sum(one.invalid for one in rollouts), rollouts[-1].dropped
-    for k, (before, after) in enumerate(itertools.pairwise(rollouts), 1):
+    for k, (before, after) in enumerate(itertools.pairwise(rollouts)):
         if after.restarts > before.restarts:
-            dropped += _mask_failed(arrays, k * len(parts[0].reward), (k + 1) * len(parts[0].reward))
+            dropped += _mask_failed(arrays, firsts[k + 1], firsts[k + 1] + len(parts[k + 1].reward))
     lost = rollouts[-1].restarts, dropped
     return Rollout(Trajectory(obs, **arrays), params, version, discounted_return, *merged(episodes), invalid, *lost)
 

@@ -35,9 +35,9 @@ class WorkerPlan:
       registered: the id of the environment as the run's process knows it; None where that is no id of gymnasium.
       make_actor: makes an ArrayActor, or a TensorActor of its own.
       workers: W. envs: B, of each.
-      time_steps, gamma, max_invalid: as Collector takes them.
+      time_steps: T. gamma, max_invalid: as Collector takes them.
       seed: of the run.
-      pieces: of a fragment, a divisor of time_steps.
+      pieces: the time steps of each piece of a fragment; empty: in one.
     """
 
     environments: Environments
@@ -49,7 +49,7 @@ class WorkerPlan:
     gamma: float
     max_invalid: int
     seed: int
-    pieces: int = 1
+    pieces: tuple[int, ...] = ()
 
 
 class Worker:
@@ -125,7 +125,7 @@ class Worker:
             def make_envs(update: int):
                 return plan.environments.training(first + seeds.derive_seed(plan.seed, seeds.TRAIN_ENVS, update), place)
 
-            self._stepper = LocalStepper(make_envs, Placed(self._actor, *place), plan.time_steps)
+            self._stepper = LocalStepper(make_envs, Placed(self._actor, *place))
         return self._stepper
 
     # Asynchronous: fragments of this worker's own.
@@ -158,7 +158,7 @@ class Worker:
         """What each piece of a fragment needs: a function of the run's seed, the serial and the fragment's number."""
         plan, key = self._plan, [self._plan.seed << 32 | self._serial, identity.fragment]
         noise = self._actor.noise(np.random.Generator(np.random.Philox(key=key)), (plan.time_steps, plan.envs))
-        return np.split(noise, plan.pieces)
+        return np.split(noise, np.cumsum(plan.pieces)[:-1])
 
     def _own(self) -> Collector:
         if self._collector is None:
@@ -169,9 +169,8 @@ class Worker:
                 place = self._slot * plan.envs, plan.workers * plan.envs
                 return plan.environments.training(first % _LARGEST_SEED, place)
 
-            piece = plan.time_steps // plan.pieces
-            stepper = LocalStepper(make_envs, self._actor, piece)
-            self._collector = Collector(stepper, self._actor, piece, plan.gamma, plan.max_invalid)
+            stepper = LocalStepper(make_envs, self._actor)
+            self._collector = Collector(stepper, self._actor, plan.gamma, plan.max_invalid)
         return self._collector
 
     def _act_with(self, version: int, weights: dict[str, np.ndarray] | None) -> None:
