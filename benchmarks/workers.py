@@ -253,6 +253,7 @@ def start(rate: float) -> dict:
     crew = agent.session.source._crew
     found: collections.defaultdict = collections.defaultdict(list)
     for _ in range(3):
+        _Killer._until(lambda: bool(crew._fleet._workers[0][2]), time.perf_counter())
         *_, where = crew._fleet._workers[0]
         found["private_mib"].append(_private(where["pid"]))
         found["tensorflow"].append(where["tensorflow"])
