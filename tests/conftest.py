@@ -1,5 +1,6 @@
 """Shared pieces of the tests: quiet TensorFlow, small networks in float64, a tiny training configuration."""
 
+import contextlib
 import os
 import signal
 
@@ -38,6 +39,23 @@ TINY = {
 }
 # What trpo_tf.TRPO takes of it beside the environment; the rest is the training command's.
 SMALL = {name: value for name, value in TINY.items() if name != "env" and "eval" not in name}
+
+
+@contextlib.contextmanager
+def eager(wanted=True):
+    """Without graphs: for a few updates of a few rows they take longer to build than the updates."""
+    tf.config.run_functions_eagerly(wanted)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def eagerly():
+    """The test runs without graphs."""
+    with eager():
+        yield
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """Every space with every space and every network: updates, export, answers."""
 
-import contextlib
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.combinations import ALL, EACH, PAIRS
+from tests.conftest import eager
 from tests.spaces_table import ACTIONS, NETWORKS
 from trpo_tf.acting.stateful import stateful_act
 from trpo_tf.api import TRPO
@@ -18,16 +17,6 @@ from trpo_tf.serving.loaded_policy import LoadedPolicy
 def marks(case):
     """When the case is run."""
     return () if case in EACH else [pytest.mark.slow] if case in PAIRS else [pytest.mark.slow, pytest.mark.whole]
-
-
-@contextlib.contextmanager
-def eagerly(wanted):
-    """Without graphs, which take longer to build than two updates of a few rows."""
-    tf.config.run_functions_eagerly(wanted)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(False)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id="-".join(case), marks=marks(case)) for case in ALL])
@@ -52,7 +41,7 @@ def test_two_updates_and_the_answers_of_the_export(case, tmp_path, monkeypatch):
         **NETWORKS[network],
     )
     session, policy = agent.session, agent.session.policy
-    with eagerly(case in PAIRS):
+    with eager(case in PAIRS):
         for _ in range(2):
             row = session.step()
             assert row["policy/max_ratio_error"] < 1e-4

@@ -194,7 +194,9 @@ def test_the_launcher_file_fits_rays_schema():
         pytest.skip("ray is not installed")
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads((Path(found.origin).parent / "autoscaler/ray-schema.json").read_text())
-    jsonschema.validate(cluster(), schema)
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    assert [error.message for error in validator.iter_errors(cluster())] == []
+    assert not validator.is_valid(cluster() | {"max_workers": "many"}), "the schema says nothing"
 
 
 def test_the_launcher_has_workers_on_spot_instances_and_the_head_on_demand():

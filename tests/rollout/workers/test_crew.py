@@ -148,7 +148,7 @@ def test_nobody_for_five_minutes_fails_the_run():
     for clock.now in (0, 299, 301):
         crew.poll(0)
     with pytest.raises(
-        EnvironmentFailure, match="only 0 of 2 rollout workers were there for 5 minutes: they could not"
+        EnvironmentFailure, match="for 5 minutes only 0 of 2 rollout workers were there: they could not"
     ):
         crew.poll(0)
     fleet.answer(0)
@@ -162,11 +162,11 @@ def test_one_that_is_missing_for_five_minutes_fails_a_run_that_needs_all(capsys)
     fleet.answer(0)
     for clock.now in (0, 61):
         crew.poll(0)
-    assert "only 1 of 2 rollout workers are there, for 60 seconds" in capsys.readouterr().err
+    assert "for 60 seconds only 1 of 2 rollout workers are there" in capsys.readouterr().err
     for clock.now in (299, 301):
         crew.poll(0)
     assert "60 seconds" not in capsys.readouterr().err
-    with pytest.raises(EnvironmentFailure, match="only 1 of 2 rollout workers were there for 5 minutes"):
+    with pytest.raises(EnvironmentFailure, match="for 5 minutes only 1 of 2 rollout workers were there"):
         crew.poll(0)
 
 

@@ -222,6 +222,8 @@ def test_books_that_do_not_balance_are_found_out():
 WRONG = {
     "another fragment": lambda f: f._replace(identity=Identity(0, 0, 5)),
     "no fragment": lambda f: None,
+    "no rollout": lambda f: f._replace(rollout=None),
+    "no trajectory": lambda f: f._replace(rollout=f.rollout._replace(trajectory=())),
     "shape": lambda f: fragment(f.identity, 0, time_steps=2),
     "dtype": lambda f: f._replace(rollout=f.rollout._replace(version=f.rollout.version.astype(np.int64))),
     "name": lambda f: f._replace(

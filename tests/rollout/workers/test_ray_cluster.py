@@ -62,7 +62,7 @@ def test_an_address_where_nothing_answers_is_a_line(monkeypatch):
         with pytest.raises(UsageError, match="no Ray cluster answers there within 2 seconds"):
             ray_access.auth_mode(WorkersConfig(workers=1, ray_address=address), address)
     for nothing in (address, "127.0.0.1:port"):
-        with pytest.raises(UsageError, match=f"^ray_address={nothing}: nothing answers there") as caught:
+        with pytest.raises(UsageError, match=f"^ray_address={nothing}: nothing answers at {nothing} ") as caught:
             ray_access.auth_mode(WorkersConfig(workers=1, ray_address=nothing), nothing)
         assert "\n" not in str(caught.value)
 
@@ -86,9 +86,12 @@ def test_a_fork_leaves_the_directory_to_its_parent(tmp_path, monkeypatch):
 
 
 def test_a_handler_that_python_did_not_install_stays(monkeypatch):
-    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    installed = []
+    monkeypatch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGTERM else signal.SIG_DFL)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: installed.append((number, handler)))
     with ray_cluster._quiet_signals():
-        pass
+        assert installed == []
+    assert installed == [(signal.SIGINT, signal.SIG_DFL)]
 
 
 def test_a_ray_without_a_name_that_is_needed_is_a_line():

@@ -60,7 +60,7 @@ class AsynchronousSource:
         self._batch: Rollout | None = None  # taken, and not learned from
         self._awaited = False  # somebody waits for a batch
         self._crew: Crew | None = None
-        self._ends: Callable[[], Any] | None = None  # closes it
+        self._ends: weakref.finalize | None = None  # closes it
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._closing = False
@@ -215,6 +215,7 @@ class AsynchronousSource:
             crew = self._make_crew(self._totals["serial"])
             crew.deaths, crew.unasked = self._totals["deaths"], self._totals["unasked"]
             self._crew, self._ends = crew, weakref.finalize(self, crew.close)  # where nobody closes this
+            self._ends.atexit = False  # the thread may still be at it; RayCluster sees to the end of the process
         return self._crew
 
     def dispatch_once(self, crew: Crew) -> None:

@@ -9,8 +9,8 @@ from trpo_tf.errors import EnvironmentFailure
 from trpo_tf.messages import warn
 from trpo_tf.rollout.workers.fleet import BEGIN, Answer, Death, Fleet
 
-_DEATHS = 3  # per slot, in a row and without an answer, after which the run fails
-_LONGEST_PAUSE = 30.0  # seconds before a worker is begun whose predecessors answered nothing
+_DEATHS = 3  # per slot, in a row and without a fragment, after which the run fails
+_LONGEST_PAUSE = 30.0  # seconds before a worker is begun whose predecessors gave nothing
 _ALONE = 300.0  # seconds without the workers that are needed after which the run fails
 _MISSED = 60.0  # seconds after which the user is told of workers that are not there
 
@@ -26,7 +26,7 @@ class _Slot:
     begin_at: float = 0.0  # when the next worker is begun
     limit: float = 0.0  # seconds that it may take
     abandoned: bool = False  # nobody waits for its answer any more
-    fruitless: int = 0  # workers in a row that answered nothing
+    fruitless: int = 0  # workers in a row that gave nothing
 
 
 class Crew:
@@ -62,11 +62,11 @@ class Crew:
         self._slots = [_Slot() for _ in range(slots)]
         self.serial, self.deaths, self.unasked = serial, 0, 0
         self._ticket = BEGIN
-        self._fruitless = 0  # deaths in a row without an answer of anybody
-        self._needed, self._missed, self._warned = needed, False, False
+        self._fruitless = 0  # deaths in a row without anything from anybody
+        self._needed = needed
         self._since: dict[int, float] = {}  # since when there are not so many workers, by their number
         self._last = ""  # what was said of the last death
-        self._said: set[str] = set()
+        self._said: set[str] = set()  # what is said once
         self._error: EnvironmentFailure | None = None  # raised by the next `poll`, such that no event is lost
         self._begin_due()
 
@@ -114,7 +114,8 @@ class Crew:
             elif isinstance(event, Death):
                 found.append(self._lost(event.slot, event.message))
             elif event.ticket == slot.ticket and slot.state != _READY:
-                self._say(event)
+                for line in event.reply.said:  # perhaps by other workers, too
+                    self._say(line, line)
                 if slot.state == _STARTING and event.reply.trouble:
                     found.append(self.replace(event.slot, event.reply.trouble.message))
                     continue
@@ -158,9 +159,8 @@ class Crew:
         slot = self._slots[index]
         if told:
             self._fruitless = 0  # the run ends, or begins again
-        elif not self._warned:
-            self._warned = True
-            warn(f"a rollout worker is lost, and another one begun: {why}")
+        else:
+            self._say("lost", f"a rollout worker is lost, and another one begun: {why}")
         self.deaths, self._last = self.deaths + 1, why
         pause = min(2.0 ** (slot.fruitless - 1), _LONGEST_PAUSE) if slot.fruitless else 0.0
         slot.state, slot.begin_at = _ABSENT, self._clock() + pause
@@ -183,12 +183,11 @@ class Crew:
     def _check_alive(self) -> None:
         why = self._last or "they could not be placed; does the cluster have cores, and memory, that are free?"
         there = f"only {self.alive} of {len(self._slots)} rollout workers"
-        if self._missing_for(len(self._slots)) > _MISSED and not self._missed:
-            self._missed = True
-            warn(f"{there} are there, for {_MISSED:.0f} seconds: {why}")
+        if self._missing_for(len(self._slots)) > _MISSED:
+            self._say("missing", f"for {_MISSED:.0f} seconds {there} are there: {why}")
         if self._missing_for(self._needed) > _ALONE:
             self._since.clear()
-            self._error = EnvironmentFailure(f"{there} were there for {_ALONE / 60:.0f} minutes: {why}")
+            self._error = EnvironmentFailure(f"for {_ALONE / 60:.0f} minutes {there} were there: {why}")
 
     def _missing_for(self, count: int) -> float:
         """Seconds without so many workers."""
@@ -198,8 +197,8 @@ class Crew:
             return 0.0
         return now - self._since.setdefault(count, now)
 
-    def _say(self, event: Answer) -> None:
-        for line in event.reply.said:
-            if line not in self._said:  # by another worker
-                warn(line)
-                self._said.add(line)
+    def _say(self, about: str, line: str) -> None:
+        """Warns, once of each thing."""
+        if about not in self._said:
+            self._said.add(about)
+            warn(line)

@@ -21,11 +21,6 @@ class Fragment(NamedTuple):
     restarts: int  # environments made anew in these time steps
     dropped: int  # transitions masked with them
 
-    @property
-    def steps(self) -> int:
-        """Valid transitions."""
-        return int(self.rollout.trajectory.mask.sum())
-
 
 class Shapes:
     """The shape and dtype of every array of a fragment.
@@ -55,6 +50,8 @@ class Shapes:
         if not isinstance(fragment, Fragment) or fragment.identity != identity:
             return f"a rollout worker answered something else than fragment {identity.fragment}"
         rollout = fragment.rollout
+        if not (isinstance(rollout, Rollout) and isinstance(rollout.trajectory, Trajectory)):
+            return "a rollout worker gave no rollout"
         arrays = {f"obs/{name}": x for name, x in rollout.trajectory.obs.items()}
         fields = rollout.trajectory._asdict() | rollout._asdict()
         arrays |= {name: fields[name] for name in self._needed if not name.startswith("obs/")}
@@ -81,16 +78,8 @@ def joined(
       before: environments made anew so far, and transitions masked with them.
     """
     rollouts = [fragment.rollout for fragment in fragments]
-    trajectories = [rollout.trajectory for rollout in rollouts]
-    obs = joined_obs([trajectory.obs for trajectory in trajectories], 1)
-    arrays = {
-        name: np.concatenate([getattr(trajectory, name) for trajectory in trajectories], 1)
-        for name in Trajectory._fields[1:]
-    }
-    params, version, discounted_return = (
-        np.concatenate([getattr(rollout, name) for rollout in rollouts], 1)
-        for name in ("behavior_params", "version", "discounted_return")
-    )
+    obs = joined_obs([rollout.trajectory.obs for rollout in rollouts], 1)
+    arrays, (params, version, discounted_return) = _concatenated(rollouts, 1)
     flat = (x.reshape(-1, x.shape[-1]) for x in (params, arrays["raw_action"]))
     logp = log_prob(*flat).reshape(version.shape)
     bad = ~np.isfinite(logp) & (arrays["mask"] > 0)
@@ -100,6 +89,14 @@ def joined(
     invalid = sum(rollout.invalid for rollout in rollouts) + int(bad.sum())
     lost = before[0] + sum(one.restarts for one in fragments), before[1] + sum(one.dropped for one in fragments)
     return Rollout(Trajectory(obs, **arrays), params, version, discounted_return, *episodes, invalid, *lost)
+
+
+def _concatenated(rollouts: list[Rollout], axis: int) -> tuple[dict[str, np.ndarray], Any]:
+    """The arrays of trajectories by name, but for observations; and parameters, versions and discounted returns."""
+    trajectories = [rollout.trajectory for rollout in rollouts]
+    arrays = {name: np.concatenate([getattr(x, name) for x in trajectories], axis) for name in Trajectory._fields[1:]}
+    names = ("behavior_params", "version", "discounted_return")
+    return arrays, tuple(np.concatenate([getattr(rollout, name) for rollout in rollouts], axis) for name in names)
 
 
 def in_pieces(time_steps: int) -> tuple[int, ...]:
@@ -118,11 +115,7 @@ def one_after_another(rollouts: list[Rollout]) -> Rollout:
     obs = {
         name: np.concatenate([*(part.obs[name][:-1] for part in parts[:-1]), x]) for name, x in parts[-1].obs.items()
     }
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Trajectory._fields[1:]}
-    params, version, discounted_return = (
-        np.concatenate([getattr(one, name) for one in rollouts])
-        for name in ("behavior_params", "version", "discounted_return")
-    )
+    arrays, (params, version, discounted_return) = _concatenated(rollouts, 0)
     firsts = np.cumsum([0, *(len(part.reward) for part in parts[:-1])]).tolist()
     shifted = [[first + end for end in one.episode_ends] for first, one in zip(firsts, rollouts, strict=True)]
     episodes = [(one.episode_returns, one.episode_lengths, ends) for one, ends in zip(rollouts, shifted, strict=True)]

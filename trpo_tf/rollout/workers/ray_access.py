@@ -39,7 +39,7 @@ def auth_mode(config: WorkersConfig, address: str) -> str:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECTING).close()
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{flag}: nothing answers there ({first_line(error)}); is it the address of a head?"
+            f"{flag}: nothing answers at {address} ({first_line(error)}); is it the address of a head?"
         ) from error
     if not _lets_in(flag, address, "disabled"):
         if not _lets_in(flag, address, "token"):

@@ -66,7 +66,7 @@ class RayCluster:
       UsageError: Ray is not installed, or cannot be reached, or is not secure, or is another one than is asked for.
     """
 
-    _lock = threading.Lock()
+    _lock = threading.RLock()  # a fleet that nobody has any more may be closed anywhere, here too
     _current: _Held | None = None
     _directory = ""  # of the Ray on this machine, and of its token
 
