@@ -11,28 +11,35 @@ Synchronous: all workers begin together with the newest policy. The batch is com
 next fragments are dispatched when the update has ended.
 
 Asynchronous:
-- One fragment per worker is in flight, in pieces. A piece carries the policy version published when it
-  was sent. The next piece is sent when the end of the last one has been received, and the last brings the fragment.
+- One fragment per worker is in flight. Each version reaches all workers d seconds after the end of its update. A worker
+  takes it over at its next time step, in the middle of a fragment.
 - A worker is sent its next fragment the moment its last one has arrived. Only while the learner is busy none is begun
   that the next batch has no room for: W fragments wait or fly. Those begun before go on.
-- A batch is the first W fragments that wait. When the learner takes it, idle workers are dispatched at once. The end
-  of the update publishes the next version.
+- A batch is the first W fragments that wait. When the learner takes it, idle workers are dispatched at once.
 
-The staleness of a piece is the number of updates done when the update that uses it begins, minus the version that it
-carries. Fewer than 2 W fragments wait or fly at any time, because one is begun only while fewer than W wait, and fewer
-than W others fly. Therefore
-- staleness <= 2 + the updates that end between the sending of the piece and the arrival of its fragment: the fragment
-  belongs to the next batch but one after its arrival at the latest;
-- staleness <= 2 where no fragment overtakes another: the same, counted from the sending of the piece.
-Pieces leave both bounds as they are. They lower the mean: no piece is staler than the one before. With k equal pieces
-per fragment of time P and updates of time U the mean is min(1, ceil(k U / P) / k) for one worker, or for workers in
-step. For workers whose fragments end evenly spread over P, and short updates, it is (k + 1) / (2 k).
+Time steps are taken as infinitely short: the share of a fragment with a version is the share of its work done with that
+version. With T time steps a version is taken over up to 1 / T of a fragment later.
+
+The staleness of a time step is the number of updates done when the update that uses it begins, minus its version: the
+number of updates that end between d before the time step and the beginning of that update. A batch is taken when W
+fragments wait and fewer than W fly. So at most W wait or fly during an update. What arrives during an update is in the
+next batch. What arrives while the learner waits is in the batch that it waits for. Therefore
+- staleness <= 1 + the updates that end between d before the time step and the arrival of its fragment;
+- staleness <= 1 + the updates that end within d before the sending of the fragment, where none overtakes another: one
+  sent during an update is in the next batch, one sent while the learner waits is in the next but one at the latest.
+
+For equal workers, fragments of time F, updates of time U, and no other costs, in the long run
+- mean staleness = (U + d + the mean time that a fragment waits) / F, if U <= F. With one worker, or workers in step,
+  none waits. If fragments end evenly spread over F, and U <= F / W, they wait (1 - 1 / W) F / 2;
+- mean staleness = 1 + d / F, if U >= F >= d: all begin with an update, and wait for its end;
+- mean staleness <= 1 + d / F, if U >= d, by the second bound.
 
 Rates and staleness are of the time between the end of the first update and the end of the last. --measured names a
 file of benchmarks/workers.py, each point of which is simulated with its own setting. The exit code is 1 where
 throughput differs by more than 10 % or mean staleness by more than 0.2.
 """
 
+import bisect
 import dataclasses
 import heapq
 import itertools
@@ -41,7 +48,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
@@ -68,17 +75,15 @@ class Setting:
     workers: int = 16  # W
     envs_per_worker: int = 1  # B, stepped one after the other
     time_steps: int = 128  # T, of a fragment
-    pieces: Sequence[float] = (0.25, 0.25, 0.5)  # of a fragment; two halves, or one, where they would be too short
-    shortest_piece: int = 32  # time steps of a piece, at least
     step_seconds: float = 0.005  # mean time of one step of one environment
     step_sigma: float = 0.5  # of that time
     straggler_share: float = 0.0  # probability that a fragment is a straggler, in [0, 1]
     straggler_factor: float = 5.0  # a straggler takes so many times as long, acting included
     host_sigma: float = 0.0  # of a worker's speed, which has mean 1
     act_seconds: float = 0.00015  # a worker's own cost per time step: acting for its B environments
-    send_seconds: float = 0.001  # from the sending of a piece to its begin. Sending is not serial
-    piece_seconds: float = 0.0003  # the dispatching thread's cost per piece but the last, one after the other
-    receive_seconds: float = 0.0005  # the same thread's cost per fragment, in the same queue
+    send_seconds: float = 0.001  # from the sending of a fragment to its begin. Sending is not serial
+    receive_seconds: float = 0.0005  # the dispatching thread's cost per fragment, one after the other
+    publish_seconds: float = 0.002  # d, from the end of an update until workers act with its version. Synchronous: none
     update_seconds: float = 0.01  # fixed cost of an update
     update_seconds_per_transition: float = 15e-6  # what each of the W * B * T transitions adds to it
     asynchronous: bool = True  # the semantics, see above
@@ -88,9 +93,6 @@ class Setting:
     def __post_init__(self):
         if min(self.workers, self.envs_per_worker, self.time_steps, self.updates - 1) < 1:
             raise ValueError(f"at least one worker, environment and time step, two updates are needed: {self}")
-        if not self.pieces or min(self.pieces) <= 0 or abs(sum(self.pieces) - 1) > 1e-9:
-            raise ValueError(f"pieces that sum to one fragment are needed: {self}")
-        object.__setattr__(self, "pieces", tuple(self.pieces))  # a file has lists
         if not self.fragment_seconds > 0 or (self.cores is not None and not self.cores > 0):
             raise ValueError(f"a fragment takes time and needs cores: {self}")
 
@@ -98,15 +100,6 @@ class Setting:
     def mode(self) -> str:
         """The name of a line of the picture."""
         return ("asynchronous" if self.asynchronous else "synchronous") + ", stragglers" * (self.straggler_share > 0)
-
-    @property
-    def piece_steps(self) -> tuple[int, ...]:
-        """Time steps of each piece of a fragment; all in one where synchronous."""
-        for parts in (self.pieces, (0.5, 0.5)) if self.asynchronous and len(self.pieces) > 1 else ():
-            steps = [int(self.time_steps * part + 1e-9) for part in parts[:-1]]
-            if min(steps) >= self.shortest_piece:
-                return *steps, self.time_steps - sum(steps)
-        return (self.time_steps,)
 
     @property
     def transitions(self) -> int:
@@ -133,7 +126,7 @@ class Outcome:
     efficiency: float  # that, over what the workers would collect if none ever waited. Chance can lift it above 1
     mean_staleness: float  # over transitions used
     max_staleness: int
-    staleness: dict[int, float]  # fragments used, by the staleness of their transitions
+    staleness: dict[int, float]  # fragments used, by staleness; fractions of one where it changes within
     updates_per_second: float
     learner_busy: float  # share of time in which an update is under way
     thread_busy: float  # share of time in which the dispatching thread receives
@@ -148,42 +141,43 @@ def simulate(setting: Setting, seed: int = 0) -> Outcome:
     return Simulation(setting, speeds, fragment_times(setting, rng)).run()
 
 
-def fragment_times(setting: Setting, rng: np.random.Generator, block: int = 4096) -> Iterator[list[float]]:
-    """Yields the times of the pieces of fragments at speed 1 without end, in seconds. A straggler is slow throughout.
+def fragment_times(setting: Setting, rng: np.random.Generator, block: int = 4096) -> Iterator[float]:
+    """Yields the times of fragments at speed 1 without end, in seconds. A straggler is slow throughout.
 
-    The sum of the n lognormal times of a piece is drawn as one lognormal time with the mean and the variance of the sum
+    The sum of a fragment's n lognormal times is drawn as one lognormal time with the mean and the variance of the sum
     (Fenton 1960): sigma_n^2 = log(1 + (exp(sigma^2) - 1) / n). That is exact for n = 1.
     """
-    time_steps = np.array(setting.piece_steps)
-    steps = time_steps * setting.envs_per_worker
-    sigma = np.sqrt(np.log1p(math.expm1(setting.step_sigma**2) / steps))
+    steps = setting.transitions
+    sigma = math.sqrt(math.log1p(math.expm1(setting.step_sigma**2) / steps))
     while True:
-        noise = rng.standard_normal((block, len(steps)))
+        noise = rng.standard_normal(block)
         seconds = np.exp(sigma * noise - sigma**2 / 2) * steps * setting.step_seconds
-        seconds += time_steps * setting.act_seconds
-        slow = rng.random((block, 1)) < setting.straggler_share
+        seconds += setting.time_steps * setting.act_seconds
+        slow = rng.random(block) < setting.straggler_share
         yield from (seconds * np.where(slow, setting.straggler_factor, 1.0)).tolist()
+
+
+Shares = list[tuple[int, float]]  # (version, fraction of a fragment's work done with it)
 
 
 class Simulation:
     """The state of workers, dispatching thread and learner at one moment, and what happens next.
 
-    A piece is sent, begun, collected and received. A fragment flies until it has been received whole, and waits until
-    an update uses it. Cores are shared by a clock of progress: it runs at the share of a core that each collecting
-    worker has, and a piece is collected when its own time has passed on that clock.
+    A fragment is sent, begun, collected and received. It flies until it has been received, and waits until an update
+    uses it. Cores are shared by a clock of progress: it runs at the share of a core that each collecting worker has. A
+    fragment is collected when its own time has passed on that clock, and its work with a version is read off it, too.
     """
 
-    def __init__(self, setting: Setting, speeds: Sequence[float], times: Iterable[Sequence[float]]):
-        """Speeds [W] relative to 1; seconds of the pieces of fragments at speed 1, in the order of their dispatch."""
+    def __init__(self, setting: Setting, speeds: Sequence[float], times: Iterable[float]):
+        """Speeds [W] relative to 1; seconds of fragments at speed 1, in the order of their dispatch."""
         self.setting, self.speeds, self.times = setting, speeds, iter(times)
         self.now = self.progress = self.thread_free = 0.0
         self.version, self.updating = 0, False  # updates done; whether one is under way
+        self.reached = [0.0]  # progress when each version reached the workers
         self.idle = [*reversed(range(setting.workers))]
-        self.left: list[list[float]] = [[] for _ in speeds]  # times of the pieces not begun, by worker
-        self.carried: list[list[int]] = [[] for _ in speeds]  # versions of the pieces sent, by worker
-        self.waiting: list[tuple[int, list[int]]] = []  # (worker, versions) of fragments received
-        self.collecting: list[tuple[float, int, int]] = []  # heap of (progress at the end, order, worker)
-        self.events: list[tuple[float, int, Callable, int]] = []  # heap of (time, order, handler, worker)
+        self.waiting: list[tuple[int, Shares]] = []  # (worker, shares) of fragments received
+        self.collecting: list[tuple[float, int, int, float]] = []  # heap of (progress at the end, order, worker, begin)
+        self.events: list[tuple[float, int, Callable, tuple]] = []  # heap of (time, order, handler, its arguments)
         self.order = itertools.count()  # of equal times, the first scheduled comes first
         self._measure()
 
@@ -201,47 +195,45 @@ class Simulation:
             self.received += max(0.0, min(time, self.thread_free) - self.now)
             self.now = time
             if event:
-                _, _, handler, worker = heapq.heappop(self.events)
-                handler(worker)
+                _, _, handler, arguments = heapq.heappop(self.events)
+                handler(*arguments)
             else:
-                self.progress, _, worker = heapq.heappop(self.collecting)
-                self._collected(worker)
+                self.progress, _, worker, start = heapq.heappop(self.collecting)
+                self._collected(worker, start)
         return self._outcome()
 
-    def _at(self, time: float, handler: Callable[[int], None], worker: int) -> None:
-        heapq.heappush(self.events, (time, next(self.order), handler, worker))
+    def _at(self, time: float, handler: Callable[..., None], *arguments: Any) -> None:
+        heapq.heappush(self.events, (time, next(self.order), handler, arguments))
 
     def _proceed(self) -> None:
         """Begins an update, if a whole batch waits and none is under way, and fragments, unless they are held back."""
         workers = self.setting.workers
         if len(self.waiting) >= workers and not self.updating:
-            for worker, versions in self.waiting[:workers]:
-                for version, steps in zip(versions, self.setting.piece_steps, strict=True):
-                    self.staleness[self.version - version] += steps / self.setting.time_steps
+            for worker, shares in self.waiting[:workers]:
+                for version, share in shares:
+                    self.staleness[self.version - version] += share
                 self.used_from[worker] += 1
             self.waiting, self.updating = self.waiting[workers:], True
-            self._at(self.now + self.setting.update_time, self._updated, -1)
+            self._at(self.now + self.setting.update_time, self._updated)
         while self.idle and self._may_begin():
-            worker = self.idle.pop()
-            self.left[worker], self.carried[worker] = list(next(self.times)), []
-            self._send(worker)
+            self._at(self.now + self.setting.send_seconds, self._begun, self.idle.pop(), next(self.times))
 
-    def _send(self, worker: int) -> None:
-        self.carried[worker].append(self.version)
-        self._at(self.now + self.setting.send_seconds, self._begun, worker)
+    def _begun(self, worker: int, seconds: float) -> None:
+        end = self.progress + seconds / self.speeds[worker]
+        heapq.heappush(self.collecting, (end, next(self.order), worker, self.progress))
 
-    def _begun(self, worker: int) -> None:
-        end = self.progress + self.left[worker].pop(0) / self.speeds[worker]
-        heapq.heappush(self.collecting, (end, next(self.order), worker))
+    def _collected(self, worker: int, start: float) -> None:
+        self.thread_free = max(self.now, self.thread_free) + self.setting.receive_seconds
+        self._at(self.thread_free, self._arrived, worker, self._shares(start, self.progress))
 
-    def _collected(self, worker: int) -> None:
-        goes_on = bool(self.left[worker])
-        cost = self.setting.piece_seconds if goes_on else self.setting.receive_seconds
-        self.thread_free = max(self.now, self.thread_free) + cost
-        self._at(self.thread_free, self._send if goes_on else self._arrived, worker)
+    def _shares(self, start: float, end: float) -> Shares:
+        """Of a fragment collected between these moments of progress."""
+        first = bisect.bisect(self.reached, start) - 1
+        moments = itertools.pairwise([start, *self.reached[first + 1 :], end])
+        return [(first + i, (till - since) / (end - start)) for i, (since, till) in enumerate(moments) if till > since]
 
-    def _arrived(self, worker: int) -> None:
-        self.waiting.append((worker, self.carried[worker]))
+    def _arrived(self, worker: int, shares: Shares) -> None:
+        self.waiting.append((worker, shares))
         self.idle.append(worker)
         self._proceed()
 
@@ -251,8 +243,10 @@ class Simulation:
             return not (self.waiting or self.updating)
         return not self.updating or len(self.waiting) < len(self.idle)  # there is room: W - idle fly
 
-    def _updated(self, _: int) -> None:
+    def _updated(self) -> None:
         self.version, self.updating = self.version + 1, False
+        delay = self.setting.publish_seconds if self.setting.asynchronous else 0.0
+        self._at(self.now + delay, lambda: self.reached.append(self.progress))
         if self.version == 1:
             self._measure()
         if self.version < self.setting.updates:

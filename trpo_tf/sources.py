@@ -28,7 +28,7 @@ from trpo_tf.rollout.stepper import LocalStepper, Stepper
 from trpo_tf.rollout.workers.asynchronous import AsynchronousSource
 from trpo_tf.rollout.workers.crew import Crew
 from trpo_tf.rollout.workers.fleet import Fleet
-from trpo_tf.rollout.workers.fragments import Shapes, in_pieces
+from trpo_tf.rollout.workers.fragments import Shapes
 from trpo_tf.rollout.workers.synchronous import WorkersStepper
 from trpo_tf.rollout.workers.worker import WorkerPlan
 
@@ -167,5 +167,4 @@ def _plan(acting: Acting) -> WorkerPlan:
         gamma=config.advantage.gamma,
         max_invalid=environment.max_invalid_rows,
         seed=config.run.seed,
-        pieces=in_pieces(config.time_steps),
     )

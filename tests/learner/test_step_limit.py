@@ -119,6 +119,13 @@ def test_everything_that_makes_a_step_shorter_comes_together():
     np.testing.assert_allclose([penalty.penalty, penalty.max_step, penalty.max_kl], [7.0, constraint.max_step, np.inf])
 
 
+def test_the_staleness_of_a_batch_divides_the_kl_and_leaves_max_step():
+    config = TrustRegionConfig(max_kl=0.04, max_step=0.1)
+    limit = step_limit(config, float64(2.0), 0.9, 0.5, float64(9.0), lag=float64(1.5))
+    np.testing.assert_allclose(limit.max_kl, 0.04 * 0.5**2 * 9 / 2.5)
+    np.testing.assert_allclose(limit.max_step, 0.1 * 2.0 / 0.1 * 0.5 * 3)
+
+
 def test_undiscounted_returns_have_a_limit_too():
     limit = step_limit(TrustRegionConfig(max_step=0.1), float64(2.0), 1.0, 1.0, float64(1.0))
     np.testing.assert_allclose(limit.max_step, 0.2e9)

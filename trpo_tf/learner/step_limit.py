@@ -88,13 +88,22 @@ class PlainLength(NamedTuple):
         return tf.where(curvature > 0, tf.cast(self.length, tf.float64), 0.0)
 
 
+def kl_radius(
+    config: TrustRegionConfig, length_factor: float, radius_factor: tf.Tensor, lag: tf.Tensor | None
+) -> tf.Tensor:
+    """The largest KL of an update, scalar float64. Arguments are those of `step_limit`."""
+    radius = tf.convert_to_tensor(config.max_kl * length_factor**2, tf.float64) * radius_factor
+    return radius if lag is None else radius / (1.0 + lag)
+
+
 def step_limit(
     config: TrustRegionConfig,
     advantage_std: tf.Tensor,
     gamma: float,
-    length_factor: float | tf.Tensor,
+    length_factor: float,
     radius_factor: tf.Tensor,
     penalty: tf.Tensor | None = None,
+    lag: tf.Tensor | None = None,
 ) -> Constraint | Penalty:
     """The limit of an update's step: everything that makes a step shorter or longer comes together here.
 
@@ -105,10 +114,12 @@ def step_limit(
       config: max_kl and max_step are read.
       advantage_std: scalar float64, of the advantages in standard deviations of the discounted return.
       gamma: the discount.
-      length_factor: of step lengths, for stale transitions, a number or a scalar float64; a KL is quadratic in it.
+      length_factor: of step lengths, for stale transitions; a KL is quadratic in it.
       radius_factor: scalar float64, of the KL, from an adaptive radius.
       penalty: the coefficient, scalar float64, where a penalty takes the constraint's place.
+      lag: mean staleness of the transitions, scalar float64, where settings do not fix it. It divides the KL by
+        1 + lag, and leaves max_step: how far small advantages may carry does not depend on whose actions they are.
     """
-    max_kl = tf.convert_to_tensor(config.max_kl * length_factor**2, tf.float64) * radius_factor
+    max_kl = kl_radius(config, length_factor, radius_factor, lag)
     max_step = config.max_step * advantage_std / max(1.0 - gamma, 1e-9) * length_factor * tf.sqrt(radius_factor)
     return Constraint(max_kl, max_step) if penalty is None else Penalty(penalty, max_step)

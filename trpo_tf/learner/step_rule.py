@@ -11,7 +11,7 @@ from trpo_tf.learner.policy_step import PolicyStep, policy_step
 from trpo_tf.learner.prepare import Prepared
 from trpo_tf.learner.radius import AdaptiveRadius, PenaltyCoefficient, predicted_gain
 from trpo_tf.learner.statistics import masked_mean, mean_weights
-from trpo_tf.learner.step_limit import step_limit
+from trpo_tf.learner.step_limit import kl_radius, step_limit
 
 
 class StepRule(Protocol):
@@ -34,7 +34,7 @@ class TrustRegion(tf.Module):
       config: of the run.
       size: P.
       length_factor: of step lengths, for transitions that are used again, and for a lag that settings fix. For any
-        other lag the batch's own mean staleness s divides by sqrt(1 + s) besides; see reuse.length_factor.
+        other lag the batch's own mean staleness s divides the KL by 1 + s; see step_limit.
       halves: [N], 0 or 1, which half of the environments each transition is of.
     """
 
@@ -59,16 +59,15 @@ class TrustRegion(tf.Module):
             metrics |= self.radius.measure(theta_old, lambda theta: objective.surrogate(theta, new), std)
             factor = self.radius.factor()
         penalty = self.penalty.penalty.value() if self.penalty else None
-        length = self._length_factor
-        if stale and stale.lag is not None:
-            length = length / tf.sqrt(1.0 + stale.lag)
-        limit = step_limit(config.trust_region, std, config.advantage.gamma, length, factor, penalty)
+        length, lag = self._length_factor, stale.lag if stale else None
+        limit = step_limit(config.trust_region, std, config.advantage.gamma, length, factor, penalty, lag)
         step = policy_step(objective, limit, theta_old, config.trust_region)
         metrics |= old_policy_metrics(step, objective)
         if stale and config.off_policy.correct_stale:
             size = stale.metrics["stale/effective_sample_size"]
             step = staleness.accept(step, theta_old, size >= config.off_policy.min_effective_sample_size)
-        metrics |= step_metrics(step) | self._follow(objective, theta_old, step, length, factor, std)
+        max_kl = kl_radius(config.trust_region, length, factor, lag)
+        metrics |= step_metrics(step) | self._follow(objective, theta_old, step, max_kl, std)
         if stale:
             new_params = objective.params(step.theta)
             kl = mean_kl(objective.distribution, stale.behavior_params, new_params, objective.weights)
@@ -76,11 +75,10 @@ class TrustRegion(tf.Module):
         return step.theta, metrics | {"policy/advantage_std": std}
 
     def _follow(
-        self, objective: Objective, theta_old: tf.Tensor, step: PolicyStep, length, factor, std
+        self, objective: Objective, theta_old: tf.Tensor, step: PolicyStep, max_kl: tf.Tensor, std: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         """Tells radius and penalty coefficient of a step; returns metrics."""
         config, metrics = self._config.trust_region, {}
-        max_kl = tf.convert_to_tensor(config.max_kl * length**2, tf.float64) * factor
         if self.radius:
             half = tf.constant(self._halves, objective.batch.weights.dtype)
             predicted = predicted_gain(objective, theta_old, step, half, config)

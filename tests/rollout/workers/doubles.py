@@ -25,7 +25,7 @@ class ScriptedFleet:
 
     def __init__(self):
         self.events, self.serials, self.pending, self.killed = [], {}, {}, []
-        self.started, self.closed, self.shared = [], False, []
+        self.started, self.closed, self.told = [], False, []
 
     def start(self, slot, serial):
         self.started.append((slot, serial))
@@ -36,8 +36,10 @@ class ScriptedFleet:
         assert slot not in self.pending, "one call at a time"
         self.pending[slot] = (ticket, method, args)
 
+    def tell(self, slot, method, *args):
+        self.told.append((slot, method, args))
+
     def share(self, value):
-        self.shared.append(value)
         return value
 
     def wait(self, seconds):
@@ -83,6 +85,9 @@ class LocalFleet:
 
     def send(self, slot, ticket, method, *args):
         self._calls[slot] = ticket, method, args
+
+    def tell(self, slot, method, *args):
+        getattr(self._workers[slot][1], method)(*args)
 
     def share(self, value):
         return value

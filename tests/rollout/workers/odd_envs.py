@@ -1,6 +1,7 @@
 """Environments for workers on Ray; nothing here imports TensorFlow."""
 
 import os
+import threading
 import time
 
 import gymnasium as gym
@@ -28,6 +29,17 @@ class Numbered(gym.Env):
 
     def _obs(self):
         return np.array([self.number, self.count, 0], np.float64)
+
+
+class Threaded(Numbered):
+    """obs = [whether in the main thread of its process, step, in which thread]."""
+
+    def _obs(self):
+        return np.array([_in_main_thread(), self.count, threading.get_ident() % 2**31], np.float64)
+
+
+def _in_main_thread():
+    return threading.current_thread() is threading.main_thread()
 
 
 class Fatal(Numbered):

@@ -31,21 +31,23 @@ class Run:
             self.source.restore(state)
         self.workers, self.version, self.env_steps = workers, 0, env_steps
         self.crew = self.source._begun()
-        self.learned, self.late, self.staleness = [], [], []
+        self.learned, self.late, self.staleness, self.versions = [], [], [], {}
         self.source.publish(0, {})
 
     def turn(self):
         self.source.dispatch_once(self.crew)
+        for slot in range(self.workers):
+            self.versions.setdefault(self.asked(slot), self.version)  # as if all were collected at once
 
     def asked(self, slot):
         """What a slot's worker was asked for, None where that is no fragment."""
         _, method, args = self.fleet.pending.get(slot, (0, "", ()))
-        return args[:2] if method == "fragment" else None
+        return args[0] if method == "fragment" else None
 
     def finish(self, slot, mask=1.0):
         if slot in self.fleet.pending:
             asked = self.asked(slot)
-            self.late.append(self.fleet.answer(slot, fragment(*asked, mask=mask) if asked else None))
+            self.late.append(self.fleet.answer(slot, fragment(asked, self.versions[asked], mask=mask) if asked else None))
 
     def learn(self):
         rollout = self.source.next()
@@ -77,37 +79,35 @@ def random_turn(run, rng):
         run.fleet.answer(slot, trouble=Trouble("environment", "it broke"))
     elif what < 0.78 and run.asked(slot):
         run.fleet.answer(slot, "not a fragment")
-    elif what < 0.84 and run.asked(slot):
-        run.fleet.answer(slot, run.asked(slot)[0])  # a piece of it is there
     elif run.batch_waits:
         run.learn()
     run.turn()
     run.source.ledger.check(run.env_steps)
 
 
-def test_the_next_piece_of_a_fragment_is_asked_for_with_the_newest_weights_whatever_waits():
-    run = Run(1)
-    run.fleet.answer(0)  # it has begun
+def test_a_new_version_is_told_to_whoever_has_begun_and_brought_to_whoever_begins_later():
+    run = Run(2)
+    assert run.fleet.told == []  # nobody has begun
+    run.fleet.answer(0)
     run.turn()
     run.turn()
-    identity, version = run.asked(0)
-    assert version == 0
-    run.source.publish(5, {})
-    run.fleet.answer(0, identity)
+    _, _, args = run.fleet.pending[0]
+    assert args == (Identity(0, 0, 0), 0, {})
+    run.source.publish(1, {"w": 1})
+    assert run.fleet.told == [(0, "take_weights", (1, {"w": 1}))]  # in the middle of its fragment
+    run.fleet.answer(1)
+    run.turn()
+    run.finish(0)
+    run.turn()
+    run.source._awaited = True  # there is room for everybody
+    run.turn()
+    assert [run.fleet.pending[slot][2] for slot in range(2)] == [(Identity(0, 0, 1),), (Identity(1, 1, 0), 1, {"w": 1})]
+    run.fleet.die(0)
+    run.turn()
+    run.fleet.answer(0)
     run.turn()
     run.turn()
-    assert run.asked(0) == (identity, 5)
-    run.source.ledger._waiting.extend([None] * 3)  # a whole batch: nothing new is begun, but this goes on
-    run.source.publish(6, {})
-    run.fleet.answer(0, identity)
-    run.turn()
-    run.turn()
-    assert run.asked(0) == (identity, 6)
-    run.fleet.answer(0, fragment(identity, 6))
-    run.turn()
-    run.turn()
-    assert run.asked(0) is None
-    assert run.source.ledger.asked == 1
+    assert run.fleet.pending[0][2] == (Identity(0, 2, 0), 1, {"w": 1})  # another worker in the same slot
 
 
 @pytest.mark.parametrize("part", range(10))
@@ -241,7 +241,7 @@ def test_what_was_not_asked_for_is_refused_and_its_worker_replaced(wrong):
     run.fleet.answer(0)
     run.turn()
     run.turn()
-    run.fleet.answer(0, wrong(fragment(*run.asked(0))))
+    run.fleet.answer(0, wrong(fragment(run.asked(0), 0)))
     run.turn()
     assert (run.source.ledger.refused, run.source.ledger.waiting) == (1, 0)
     assert run.fleet.killed == [(0, 0)]
@@ -249,4 +249,4 @@ def test_what_was_not_asked_for_is_refused_and_its_worker_replaced(wrong):
     run.finish(0)
     run.turn()
     run.turn()
-    assert run.asked(0)[0] == Identity(0, 1, 0)
+    assert run.asked(0) == Identity(0, 1, 0)

@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import TINY
 from tests.rollout.helpers import NEEDS_ENVPOOL
-from tests.rollout.workers.odd_envs import Fatal, Masked, Numbered, Pixels
+from tests.rollout.workers.odd_envs import Fatal, Masked, Numbered, Pixels, Threaded
 from trpo_tf.config import make_config
 from trpo_tf.errors import EnvironmentFailure, UsageError
 from trpo_tf.rollout.environments import Environments
@@ -273,6 +273,29 @@ def test_agents_beside_each_other_have_workers_each_and_a_closed_one_begins_othe
     assert row["update"] == 2
     assert row["workers/deaths"] == deaths == 0
     assert first.source.ledger.steps == first.env_steps
+
+
+def test_weights_arrive_in_the_middle_of_fragments_and_each_environment_has_one_thread(eagerly, make):
+    session = make(functools.partial(Threaded, 0.005), workers=2, steps_per_update=256)
+    session.start()
+    versions, threads = [], []
+    for _ in range(4):
+        session.source.publish(session.update, session.policy.get_weights())
+        rollout = session.source.next()
+        versions += [len(np.unique(column)) for column in rollout.version.T]
+        assert (np.diff(rollout.version, axis=0) >= 0).all()
+        assert (rollout.version <= session.update).all()
+        threads.append(rollout.trajectory.obs["observation"][..., 2])
+        session.step()
+    assert max(versions) > 1
+    assert len(np.unique(threads)) <= 2  # one thread in each worker
+
+
+def test_synchronous_workers_step_environments_in_their_main_thread(eagerly, make):
+    session = make(Threaded, workers=2, workers_mode="synchronous")
+    session.start()
+    session.source.publish(0, session.policy.get_weights())
+    assert (session.source.next().trajectory.obs["observation"][..., 0] == 1).all()
 
 
 def test_a_program_that_closes_nothing_ends(tmp_path):

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import types
 from pathlib import Path
 
@@ -79,10 +81,40 @@ def test_the_environment_is_as_before(monkeypatch):
 
 def test_a_fork_leaves_the_directory_to_its_parent(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_cluster.RayCluster, "_current", None)
-    ray_cluster._end(str(tmp_path), os.getpid() + 1)
+    monkeypatch.setattr(ray_cluster.RayCluster, "_directory", str(tmp_path))
+    ray_cluster._end(os.getpid() + 1)
     assert tmp_path.exists()
-    ray_cluster._end(str(tmp_path), os.getpid())
+    ray_cluster._end(os.getpid())
     assert not tmp_path.exists()
+
+
+def test_ray_goes_once_no_thread_calls_it_and_none_calls_it_again(monkeypatch):
+    """Ray ends the process with a failure where a call is overtaken by its end."""
+    in_call, done = threading.Event(), []
+    context = types.SimpleNamespace(gcs_address="host:1", get_job_id=lambda: "1")
+    module = types.SimpleNamespace(
+        shutdown=lambda: done.append("shutdown"), is_initialized=lambda: True, get_runtime_context=lambda: context
+    )
+    held = ray_cluster._Held(module, ("host:1", "1"), True, False, contextlib.ExitStack())
+    monkeypatch.setattr(ray_cluster.RayCluster, "_current", held)
+    monkeypatch.setattr(ray_cluster.RayCluster, "_directory", "")
+    cluster = types.SimpleNamespace(calls=threading.RLock())
+    held.users.append(cluster)
+
+    def calls_ray():
+        lives = True
+        while lives:
+            with cluster.calls:
+                in_call.set()
+                time.sleep(0.1)
+                done.append("call")
+                lives = held.lives()
+
+    thread = threading.Thread(target=calls_ray, daemon=True)
+    thread.start()
+    in_call.wait()
+    ray_cluster._end(os.getpid())
+    assert done[-2:] == ["call", "shutdown"]
 
 
 def test_a_handler_that_python_did_not_install_stays(monkeypatch):
@@ -116,6 +148,7 @@ class Double:
 
     def __init__(self, local=True):
         self.local, self.alive, self.closed, self.fails, self.options = local, True, 0, set(), {}
+        self.calls = threading.RLock()
         self.ray = types.SimpleNamespace(
             remote=self._remote, put=self._done("put"), wait=self._done("wait"), kill=self._done("kill")
         )

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from tests.rollout.counting import Counting
-from tests.rollout.flaky import Flaky, drawn
 from tests.rollout.helpers import NEEDS_ENVPOOL, environments
 from trpo_tf import seeds
 from trpo_tf.acting.action_sampler import ActionSampler
@@ -20,10 +19,8 @@ from trpo_tf.config import PolicyConfig
 from trpo_tf.errors import UsageError
 from trpo_tf.policy import worker_actor
 from trpo_tf.policy.policy import Policy
-from trpo_tf.rollout.workers.fragments import in_pieces
 from trpo_tf.rollout.workers.ledger import Identity
 from trpo_tf.rollout.workers.worker import Worker, WorkerPlan
-from trpo_tf.types import pack
 
 SMALL = PolicyConfig(hidden_sizes=(8,))
 
@@ -112,60 +109,42 @@ def test_draws_of_several_parts_are_side_by_side():
 def test_fragments_follow_one_another_and_keep_no_record():
     plan, weights = plan_of(Counting)
     worker = begun(plan)
-    first, second = (worker.fragment(Identity(0, 0, k), k, weights).rollout for k in range(2))
+    first = worker.fragment(Identity(0, 0, 0), 0, weights).rollout
+    worker.take_weights(1, weights)
+    second = worker.fragment(Identity(0, 0, 1)).rollout
     np.testing.assert_array_equal(first.trajectory.obs["observation"][-1], second.trajectory.obs["observation"][0])
     assert (first.version == 0).all()
     assert (second.version == 1).all()
     assert worker._collector._actions == []
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", Counting, functools.partial(Flaky, drawn(0.05))])
-@pytest.mark.parametrize("config", [SMALL, PolicyConfig(network="gru", sequence_length=4)])
-def test_a_fragment_in_pieces_is_the_whole_one_to_the_bit(env, config):
-    """Episodes, running returns and recurrent states go on from piece to piece."""
-    plan, weights = plan_of(env, time_steps=32, config=config)
-    restarts = dropped = 0
-    whole, parted = begun(plan), begun(dataclasses.replace(plan, pieces=(5, 8, 3, 16)))
-    for k in range(3):
-        identity = Identity(0, 0, k)
-        one = whole.fragment(identity, k, weights)
-        for _ in range(3):
-            assert parted.fragment(identity, k, weights) == identity
-        two = parted.fragment(identity, k, weights)
-        assert (one.restarts, one.dropped) == (two.restarts, two.dropped)
-        restarts, dropped = restarts + one.restarts, dropped + one.dropped
-        apart = {"restarts": 0, "dropped": 0, "discounted_return": one.rollout.trajectory.mask}
-        same, other = (pack(x.rollout._replace(**apart), "x") for x in (one, two))
-        valid = one.rollout.trajectory.mask > 0  # nobody looks at the others
-        np.testing.assert_array_equal(one.rollout.discounted_return[valid], two.rollout.discounted_return[valid])
-        assert same.keys() == other.keys()
-        assert [name for name in same if same[name].tobytes() != other[name].tobytes()] == []
-    assert same["x/episode_ends"].size
-    assert (restarts > 2 and dropped > 2) == isinstance(env, functools.partial)
+def test_weights_are_taken_over_at_the_next_time_step():
+    """In the middle of a fragment. Every row's parameters are computed anew from the weights of its version."""
+    at_step = {}
 
+    class Told(gym.Wrapper):
+        def step(self, action):
+            at_step.pop(len(steps), lambda: None)()
+            steps.append(action)
+            return super().step(action)
 
-def test_each_piece_of_a_fragment_is_drawn_with_the_weights_it_was_sent():
-    plan, weights = plan_of("CartPole-v1", time_steps=32)
-    plan = dataclasses.replace(plan, pieces=(16, 16))
-    newer = {name: x + 1 for name, x in weights.items()}
-    worker, identity = begun(plan), Identity(0, 0, 0)
-    worker.fragment(identity, 5, weights)
-    rollout = worker.fragment(identity, 6, newer).rollout
-    np.testing.assert_array_equal(rollout.version, np.repeat([[5], [6]], 16, 0) + np.zeros((1, 2)))
+    steps = []
+    plan, weights = plan_of(lambda: Told(gym.make("Pendulum-v1")), envs=1, time_steps=32)
+    newer = {version: {name: x + version for name, x in weights.items()} for version in (5, 6, 8)}
+    worker = begun(plan)
+    for step, version in ((3, 6), (20, 8)):
+        at_step[step] = functools.partial(worker.take_weights, version, newer[version])
+    rollout = worker.fragment(Identity(0, 0, 0), 5, newer[5]).rollout
+    versions = np.repeat([5, 6, 8], [4, 17, 11])
+    np.testing.assert_array_equal(rollout.version[:, 0], versions)
+    assert rollout.version.dtype == np.int32
     actor = plan.make_actor()
-    for first, used in ((0, weights), (16, newer)):
-        actor.set_weights(used)
-        obs = rollout.trajectory.obs["observation"][first : first + 16].reshape(-1, 4)
-        params, _, _ = actor({"observation": obs}, np.zeros((32, actor.noise_size), np.float32))
-        np.testing.assert_allclose(params, rollout.behavior_params[first : first + 16].reshape(32, -1), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("time_steps", "pieces"),
-    [(1, (1,)), (63, (63,)), (64, (32, 32)), (127, (63, 64)), (128, (32, 32, 64)), (131, (32, 32, 67))],
-)
-def test_pieces_are_short_while_an_update_may_be_taken(time_steps, pieces):
-    assert in_pieces(time_steps) == pieces
+    for t, version in enumerate(versions):
+        actor.set_weights(newer[version])
+        obs = {"observation": rollout.trajectory.obs["observation"][t]}
+        params, _, _ = actor(obs, np.zeros((1, actor.noise_size), np.float32))
+        np.testing.assert_allclose(params, rollout.behavior_params[t], atol=1e-5)
+    assert (worker.fragment(Identity(0, 0, 1)).rollout.version == 8).all()
 
 
 def test_first_episodes_are_cut_as_in_one_process():

@@ -13,7 +13,7 @@ from trpo_tf.rollout.sources import Weights
 from trpo_tf.rollout.workers.crew import Crew
 from trpo_tf.rollout.workers.fleet import Answer, Death
 from trpo_tf.rollout.workers.fragments import Shapes, joined
-from trpo_tf.rollout.workers.ledger import Identity, Ledger
+from trpo_tf.rollout.workers.ledger import Ledger
 from trpo_tf.state import part, prefixed
 from trpo_tf.types import Rollout
 
@@ -55,8 +55,7 @@ class AsynchronousSource:
         self.ledger = Ledger()
         self._totals = dict.fromkeys(_TOTALS, 0)
         self._published: tuple[int, Any] | None = None
-        self._acts_with: dict[int, tuple[int, int]] = {}  # serial and version of its weights, by slot
-        self._unshared: tuple[int, Weights] | None = None
+        self._given: dict[int, int] = {}  # serial of the worker that has weights, by slot
         self._batch: Rollout | None = None  # taken, and not learned from
         self._awaited = False  # somebody waits for a batch
         self._crew: Crew | None = None
@@ -67,10 +66,12 @@ class AsynchronousSource:
         self._change = threading.Condition()  # guards all above; told when a fragment has arrived, or an error
 
     def publish(self, version: int, weights: Weights) -> None:
-        """As RolloutSource says: fragments that are asked for from now on are of this version."""
+        """As RolloutSource says: workers act with this version from their next time step on."""
         with self._change:
-            self._unshared = version, weights
             self._ensure_thread()
+            crew = self._begun()
+            self._published = version, crew.share(weights)
+            crew.tell("take_weights", *self._published)
 
     def next(self) -> Rollout:
         """As RolloutSource says. A batch that no update has learned from is given again.
@@ -228,23 +229,16 @@ class AsynchronousSource:
                 self._change.notify_all()
 
     def _send_out(self, crew: Crew) -> bool:
-        """Asks workers that are ready for the rest of their fragments, or the next; whether some are held back."""
+        """Asks workers that are ready for their next fragment; whether some are held back."""
         ledger, ready = self.ledger, crew.ready()
         hungry = self._awaited and ledger.waiting < self._count
         room = self._count if hungry else max(0, self._count - ledger.waiting - ledger.flying)
-        begun = [slot for slot in ready if ledger.outstanding(slot)]
-        new = [slot for slot in ready if slot not in begun][:room]
-        free = begun + new if self._published or self._unshared else []
-        if free and self._unshared is not None:
-            version, weights = self._unshared
-            self._published, self._unshared = (version, crew.share(weights)), None
+        free = ready[:room] if self._published else []
         for slot in free:
-            assert self._published is not None
-            serial, (version, weights) = crew.serial_of(slot), self._published
-            identity = ledger.outstanding(slot) or ledger.ask(slot, serial)
-            assert identity.serial == serial, "a fragment is of one worker"
-            known, self._acts_with[slot] = self._acts_with.get(slot) == (serial, version), (serial, version)
-            crew.ask(slot, "fragment", identity, version, None if known else weights)
+            serial = crew.serial_of(slot)
+            weights = None if self._given.get(slot) == serial else self._published
+            self._given[slot] = serial
+            crew.ask(slot, "fragment", ledger.ask(slot, serial), *(weights or ()))
         return len(free) < len(ready)
 
     def _take_in(self, crew: Crew, event: Answer | Death) -> None:
@@ -258,8 +252,6 @@ class AsynchronousSource:
             kind, message = _FATAL.get(event.reply.trouble.kind), event.reply.trouble.message
             crew.replace(slot, message, told=kind is not None)
             self._error = self._error if kind is None else kind(message)
-        elif isinstance(event.reply.value, Identity) and event.reply.value == identity:
-            return  # a piece of it; the worker waits for newer weights
         elif misfit := self._shapes.misfit(event.reply.value, identity):
             self.ledger.refuse(slot)
             crew.replace(slot, misfit)

@@ -87,6 +87,12 @@ class Crew:
         """As Fleet says."""
         return self._fleet.share(value)
 
+    def tell(self, method: str, *args: Any) -> None:
+        """Calls a method of all workers that have begun, beside whatever they do; any thread may."""
+        for index, slot in enumerate(self._slots):
+            if slot.state in (_READY, _BUSY):
+                self._fleet.tell(index, method, *args)
+
     def ask(self, index: int, method: str, *args: Any, allowance: float = 1.0) -> None:
         """Asks the worker of a slot that is ready. allowance: multiple of the time-out."""
         slot = self._slots[index]

@@ -38,7 +38,7 @@ class Death(NamedTuple):
 
 
 class Fleet(Protocol):
-    """Workers by slot. All calls but `share` come from one thread.
+    """Workers by slot. All calls but `share` and `tell` come from one thread.
 
     A worker that dies is never started again by the fleet itself, and no call is made twice: what a dead worker had
     collected would be collected again, bit for bit, and learned from twice.
@@ -50,8 +50,11 @@ class Fleet(Protocol):
     def send(self, slot: int, ticket: int, method: str, *args: Any) -> None:
         """Calls a method of the slot's worker; an Answer with the ticket, or a Death, follows, or nothing ever."""
 
+    def tell(self, slot: int, method: str, *args: Any) -> None:
+        """Calls a method of the slot's worker beside whatever it does, if it is there. Nothing ever follows."""
+
     def share(self, value: Any) -> Any:
-        """Puts a value where every worker can read it; what is returned may be among the args of `send`."""
+        """Puts a value where every worker can read it; what is returned may be an argument of `send` and `tell`."""
 
     def wait(self, seconds: float) -> list[Answer | Death]:
         """What has happened, after so many seconds at most."""

@@ -1,6 +1,5 @@
 """Fragments: whether one is what was asked for, and batches made of them."""
 
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,8 +8,6 @@ import numpy as np
 from trpo_tf.rollout.stepper import aligned
 from trpo_tf.rollout.workers.ledger import Identity
 from trpo_tf.types import Rollout, Trajectory
-
-_SHORTEST_PIECE = 32  # time steps, so that messages stay few
 
 
 class Fragment(NamedTuple):
@@ -78,8 +75,11 @@ def joined(
       before: environments made anew so far, and transitions masked with them.
     """
     rollouts = [fragment.rollout for fragment in fragments]
-    obs = joined_obs([rollout.trajectory.obs for rollout in rollouts], 1)
-    arrays, (params, version, discounted_return) = _concatenated(rollouts, 1)
+    trajectories = [rollout.trajectory for rollout in rollouts]
+    obs = joined_obs([trajectory.obs for trajectory in trajectories], 1)
+    arrays = {name: np.concatenate([getattr(x, name) for x in trajectories], 1) for name in Trajectory._fields[1:]}
+    names = ("behavior_params", "version", "discounted_return")
+    params, version, discounted_return = (np.concatenate([getattr(x, name) for x in rollouts], 1) for name in names)
     flat = (x.reshape(-1, x.shape[-1]) for x in (params, arrays["raw_action"]))
     logp = log_prob(*flat).reshape(version.shape)
     bad = ~np.isfinite(logp) & (arrays["mask"] > 0)
@@ -89,57 +89,6 @@ def joined(
     invalid = sum(rollout.invalid for rollout in rollouts) + int(bad.sum())
     lost = before[0] + sum(one.restarts for one in fragments), before[1] + sum(one.dropped for one in fragments)
     return Rollout(Trajectory(obs, **arrays), params, version, discounted_return, *episodes, invalid, *lost)
-
-
-def _concatenated(rollouts: list[Rollout], axis: int) -> tuple[dict[str, np.ndarray], Any]:
-    """The arrays of trajectories by name, but for observations; and parameters, versions and discounted returns."""
-    trajectories = [rollout.trajectory for rollout in rollouts]
-    arrays = {name: np.concatenate([getattr(x, name) for x in trajectories], axis) for name in Trajectory._fields[1:]}
-    names = ("behavior_params", "version", "discounted_return")
-    return arrays, tuple(np.concatenate([getattr(rollout, name) for rollout in rollouts], axis) for name in names)
-
-
-def in_pieces(time_steps: int) -> tuple[int, ...]:
-    """The time steps of each piece in which a fragment is asked for: short ones first, while an update may be taken."""
-    quarter, half = time_steps // 4, time_steps // 2
-    if quarter >= _SHORTEST_PIECE:
-        return quarter, quarter, time_steps - 2 * quarter
-    return (half, time_steps - half) if half >= _SHORTEST_PIECE else (time_steps,)
-
-
-def one_after_another(rollouts: list[Rollout]) -> Rollout:
-    """The rollout of consecutive ones of the same streams, as if it had been collected in one go."""
-    if len(rollouts) == 1:
-        return rollouts[0]
-    parts = [one.trajectory for one in rollouts]
-    obs = {
-        name: np.concatenate([*(part.obs[name][:-1] for part in parts[:-1]), x]) for name, x in parts[-1].obs.items()
-    }
-    arrays, (params, version, discounted_return) = _concatenated(rollouts, 0)
-    firsts = np.cumsum([0, *(len(part.reward) for part in parts[:-1])]).tolist()
-    shifted = [[first + end for end in one.episode_ends] for first, one in zip(firsts, rollouts, strict=True)]
-    episodes = [(one.episode_returns, one.episode_lengths, ends) for one, ends in zip(rollouts, shifted, strict=True)]
-    invalid, dropped = sum(one.invalid for one in rollouts), rollouts[-1].dropped
-    for k, (before, after) in enumerate(itertools.pairwise(rollouts)):
-        if after.restarts > before.restarts:
-            dropped += _mask_failed(arrays, firsts[k + 1], firsts[k + 1] + len(parts[k + 1].reward))
-    lost = rollouts[-1].restarts, dropped
-    return Rollout(Trajectory(obs, **arrays), params, version, discounted_return, *merged(episodes), invalid, *lost)
-
-
-def _mask_failed(arrays: dict[str, np.ndarray], first: int, end: int) -> int:
-    """Masks what rows before `first` have of the episodes that failed from there to `end`; how many transitions."""
-    mask, reward, truncated, count = arrays["mask"], arrays["reward"], arrays["truncated"], 0
-    for env in range(mask.shape[1]):
-        valid = np.flatnonzero(mask[first:end, env])
-        until = first + valid[0] if len(valid) else end
-        if truncated[first - 1, env] or arrays["terminated"][first - 1, env] or not truncated[first:until, env].any():
-            continue
-        others = np.flatnonzero(mask[:first, env] == 0)
-        episode = slice(others[-1] + 1 if len(others) else 0, first)
-        count += int(mask[episode, env].sum())
-        mask[episode, env] = reward[episode, env] = 0
-    return count
 
 
 def joined_obs(parts: list[dict[str, np.ndarray]], axis: int) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import os
 import secrets
@@ -19,6 +20,7 @@ from trpo_tf.errors import UsageError, first_line
 from trpo_tf.rollout.backends.base import usable_cores
 from trpo_tf.rollout.workers.ray_access import auth_mode
 
+_LONGEST_CALL = 5.0  # seconds
 _LONGEST_DIRECTORY = 36  # characters; paths of sockets below it have an end
 _LOOPBACK = "127.0.0.1"
 _STORE = 2**27  # bytes of shared memory beside what fragments and weights need
@@ -41,12 +43,13 @@ class _Held:
     ours: bool  # whether it was begun, or joined, for the fleets
     joined: bool  # whether it is the cluster of --ray_address
     undo: contextlib.ExitStack  # gives the process what it had before
-    users: int = 0  # fleets
+    users: list["RayCluster"] = dataclasses.field(default_factory=list)
+    ending: bool = False  # with the process
 
     def lives(self) -> bool:
         """Whether it is still there: the user may have ended it, and begun another one."""
         try:
-            return self.ray.is_initialized() and _identity(self.ray) == self.identity
+            return not self.ending and self.ray.is_initialized() and _identity(self.ray) == self.identity
         except Exception:  # it ended meanwhile
             return False
 
@@ -60,6 +63,7 @@ class RayCluster:
 
     Attributes:
       ray: the module.
+      calls: held by whoever calls Ray.
       local: whether it is a Ray on this machine that was begun for the fleets.
 
     Raises:
@@ -74,9 +78,11 @@ class RayCluster:
         quiet = {name: os.environ.get(name, value) for name, value in _QUIET.items()}
         with RayCluster._lock, _quiet_signals(), _environment(quiet):
             self.ray = ray = _imported()
+            _at_exit()
             with _named(ray, config):
                 held = RayCluster._current = _found(ray, config) or self._begun(ray, config, store)
-            held.users += 1
+            held.users.append(self)
+        self.calls = threading.RLock()
         self._held: _Held | None = held
         self.local = held.ours and not held.joined
 
@@ -116,7 +122,7 @@ class RayCluster:
             held, self._held = self._held, None
             if held is None:
                 return
-            held.users -= 1
+            held.users.remove(self)
             if not held.users:
                 with held.undo:
                     if held.ours and held.lives():
@@ -198,21 +204,32 @@ def _own_directory() -> str:
     if len(directory) > _LONGEST_DIRECTORY and os.name == "posix":
         shutil.rmtree(directory)
         directory = tempfile.mkdtemp(prefix="trpo-", dir="/tmp")
-    atexit.register(_end, directory, os.getpid())
     token = Path(directory) / "token"
     with open(os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
         file.write(secrets.token_hex(32))
     return directory
 
 
-def _end(directory: str, pid: int) -> None:
-    """Before the process ends: Ray first, then its directory. A fork has neither."""
-    if os.getpid() == pid:
-        held = RayCluster._current
+@functools.cache
+def _at_exit() -> None:
+    """What is to happen at the process's end, before what Ray does there: it was imported before."""
+    atexit.register(_end, os.getpid())
+
+
+def _end(pid: int) -> None:
+    """Before the process ends: its threads make no more calls, then Ray goes, then its directory. A fork has none."""
+    if os.getpid() != pid:
+        return
+    held = RayCluster._current
+    if held is not None:
+        held.ending = True
+        for user in held.users:  # a call that Ray's end overtakes would end the process with a failure
+            user.calls.acquire(timeout=_LONGEST_CALL)
         with contextlib.suppress(Exception):
-            if held is not None and held.ours:
+            if held.ours:
                 held.ray.shutdown()
-        shutil.rmtree(directory, ignore_errors=True)
+    if RayCluster._directory:
+        shutil.rmtree(RayCluster._directory, ignore_errors=True)
 
 
 @contextlib.contextmanager

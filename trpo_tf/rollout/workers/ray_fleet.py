@@ -14,6 +14,8 @@ from trpo_tf.rollout.workers.fleet import BEGIN, Answer, Death, Reply
 from trpo_tf.rollout.workers.ray_cluster import RayCluster
 from trpo_tf.rollout.workers.worker import Worker, WorkerPlan
 
+_BESIDE = "beside"  # the thread of an actor that answers `tell`
+
 
 class RayFleet:
     """Interface: see Fleet.
@@ -40,7 +42,9 @@ class RayFleet:
         with ExitStack() as undo:
             undo.callback(self._cluster.close)
             cpus = 0 if self._cluster.local else config.worker_cpus  # there may be more than this machine has cores
-            options = {"num_cpus": cpus, "num_gpus": 0, "max_restarts": 0, "max_task_retries": 0}
+            options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": 0, "max_restarts": 0, "max_task_retries": 0}
+            if config.asynchronous:  # else all calls are made in the main thread
+                options["concurrency_groups"] = {_BESIDE: 1}
             self._actor = ray.remote(scheduling_strategy="SPREAD", **options)(Worker)
             try:
                 self._plan = ray.put(plan)
@@ -59,14 +63,22 @@ class RayFleet:
         """As Fleet says."""
         serial, handle, where = self._workers[slot]
         try:
-            self._check()
-            if handle is None:
-                handle = self._actor.remote(slot, serial, self._search)
-                self._workers[slot] = serial, handle, where
-            self._calls[handle.answer.remote(method, *args)] = slot, serial, ticket
+            with self._cluster.calls:
+                self._check()
+                if handle is None:
+                    handle = self._actor.remote(slot, serial, self._search)
+                    self._workers[slot] = serial, handle, where
+                self._calls[handle.answer.remote(method, *args)] = slot, serial, ticket
         except Exception as error:
             self.kill(slot)
             self._unasked.append(Death(slot, serial, f"a rollout worker cannot be asked: {_said(error)}"))
+
+    def tell(self, slot: int, method: str, *args: Any) -> None:
+        """As Fleet says."""
+        _, handle, _ = self._workers.get(slot, (0, None, {}))
+        if handle is not None:
+            with suppress(Exception):  # the next `wait` finds out, and says, that the worker or Ray is gone
+                getattr(handle, method).options(concurrency_group=_BESIDE, num_returns=0).remote(*args)
 
     def share(self, value: Any) -> Any:
         """As Fleet says.
@@ -86,22 +98,23 @@ class RayFleet:
         Raises:
           EnvironmentFailure: Ray has ended, or fails.
         """
-        self._check()
-        if self._unasked:
-            found, self._unasked = self._unasked, []
-            return found
-        if not self._calls:
-            time.sleep(seconds)
-            return []
-        calls = list(self._calls)
-        try:
-            if not self._ray.wait(calls, timeout=seconds)[0]:
-                return []
-            there, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0)
-        except Exception as error:
+        with self._cluster.calls:
             self._check()
-            raise _failure(error) from error
-        return [self._event(call) for call in there]
+            if self._unasked:
+                found, self._unasked = self._unasked, []
+                return found
+            calls = list(self._calls)
+            try:
+                there = calls and self._ray.wait(calls, timeout=seconds)[0]
+                if there:
+                    there, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0)
+            except Exception as error:
+                self._check()
+                raise _failure(error) from error
+            found = [self._event(call) for call in there]
+        if not calls:
+            time.sleep(seconds)
+        return found
 
     def _check(self) -> None:
         """Raises where the Ray that the workers are on has ended."""
@@ -127,7 +140,7 @@ class RayFleet:
         self._calls = {call: about for call, about in self._calls.items() if about[0] != slot}
         if handle is None:
             return
-        with suppress(Exception):
+        with suppress(Exception), self._cluster.calls:
             self._check()  # another Ray may have an actor of the same name
             self._ray.kill(handle)
         if where.get("host") == socket.gethostname():

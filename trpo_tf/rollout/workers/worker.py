@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -19,9 +19,8 @@ from trpo_tf.rollout.environments import Environments
 from trpo_tf.rollout.stepper import LocalStepper, Losses, Past, Steps
 from trpo_tf.rollout.vector_env import Episodes
 from trpo_tf.rollout.workers.fleet import Reply, Trouble
-from trpo_tf.rollout.workers.fragments import Fragment, one_after_another
+from trpo_tf.rollout.workers.fragments import Fragment
 from trpo_tf.rollout.workers.ledger import Identity
-from trpo_tf.types import Rollout
 
 _LARGEST_SEED = 2**31 - 2**17  # see seeds.derive_seed
 
@@ -37,7 +36,6 @@ class WorkerPlan:
       workers: W. envs: B, of each.
       time_steps: T. gamma, max_invalid: as Collector takes them.
       seed: of the run.
-      pieces: the time steps of each piece of a fragment; empty: in one.
     """
 
     environments: Environments
@@ -49,7 +47,6 @@ class WorkerPlan:
     gamma: float
     max_invalid: int
     seed: int
-    pieces: tuple[int, ...] = ()
 
 
 class Worker:
@@ -70,7 +67,7 @@ class Worker:
         self._version = -1  # of the weights that the actor has
         self._stepper: LocalStepper | None = None
         self._collector: Collector | None = None
-        self._under_way: _UnderWay | None = None
+        self._renewed = Renewed()
 
     def answer(self, method: str, *args: Any) -> Reply:
         """Calls a method; what it raises, and what it warns of, is part of the reply."""
@@ -92,6 +89,7 @@ class Worker:
         if plan.registered is not None:
             gym.registry[plan.registered.id] = plan.registered
         self._plan, self._actor = plan, plan.make_actor()
+        self._renewed.actor = self._actor
         return {"pid": os.getpid(), "host": socket.gethostname(), "tensorflow": "tensorflow" in sys.modules}
 
     # Synchronous: the slot's columns of what one process would do.
@@ -130,35 +128,25 @@ class Worker:
 
     # Asynchronous: fragments of this worker's own.
 
-    def fragment(self, identity: Identity, version: int, weights: dict[str, np.ndarray] | None) -> Identity | Fragment:
-        """The next piece of a fragment, drawn by the policy with these weights.
+    def take_weights(self, version: int, weights: dict[str, np.ndarray]) -> None:
+        """The policy's from the next time step on. Another thread may call this while a fragment is collected."""
+        self._renewed.newest = version, weights
 
-        A fragment is asked for piece by piece, each time with the newest weights: what is collected during an update is
-        one update old, what is collected after it is not. weights: None where the worker has those of this version.
-
-        Returns:
-          The fragment with its last piece, before that its identity.
-        """
-        self._act_with(version, weights)
+    def fragment(self, identity: Identity, version: int = 0, weights: dict[str, np.ndarray] | None = None) -> Fragment:
+        """The next T time steps, each with the newest weights that are there. The first call brings weights, too."""
+        if weights is not None and self._renewed.newest is None:
+            self.take_weights(version, weights)
         collector = self._own()
-        if self._under_way is None or self._under_way.identity != identity:
-            self._under_way = _UnderWay(identity, self._noise(identity), collector.restarts, collector.dropped, [])
-        current = self._under_way
-        noise = current.noise[len(current.pieces)]
-        current.pieces.append(collector.collect(noise, lambda params, _: np.zeros(len(params), np.float32), version))
+        restarts, dropped = (collector.restarts, collector.dropped) if identity.fragment else (0, 0)
+        rollout = collector.collect(self._noise(identity), lambda params, _: np.zeros(len(params), np.float32))
         collector.forget()
-        if len(current.pieces) < len(current.noise):
-            return identity
-        self._under_way = None
-        restarts, dropped = (current.restarts, current.dropped) if identity.fragment else (0, 0)
-        rollout = one_after_another(current.pieces)
+        rollout = rollout._replace(version=self._renewed.pop_versions(self._plan.envs))
         return Fragment(identity, rollout, rollout.restarts - restarts, rollout.dropped - dropped)
 
-    def _noise(self, identity: Identity) -> list[np.ndarray]:
-        """What each piece of a fragment needs: a function of the run's seed, the serial and the fragment's number."""
+    def _noise(self, identity: Identity) -> np.ndarray:
+        """What a fragment needs: a function of the run's seed, the serial and the fragment's number."""
         plan, key = self._plan, [self._plan.seed << 32 | self._serial, identity.fragment]
-        noise = self._actor.noise(np.random.Generator(np.random.Philox(key=key)), (plan.time_steps, plan.envs))
-        return np.split(noise, np.cumsum(plan.pieces)[:-1])
+        return self._actor.noise(np.random.Generator(np.random.Philox(key=key)), (plan.time_steps, plan.envs))
 
     def _own(self) -> Collector:
         if self._collector is None:
@@ -169,7 +157,7 @@ class Worker:
                 place = self._slot * plan.envs, plan.workers * plan.envs
                 return plan.environments.training(first % _LARGEST_SEED, place)
 
-            stepper = LocalStepper(make_envs, self._actor)
+            stepper = LocalStepper(make_envs, self._renewed)
             self._collector = Collector(stepper, self._actor, plan.gamma, plan.max_invalid)
         return self._collector
 
@@ -180,14 +168,38 @@ class Worker:
             self._version = version
 
 
-class _UnderWay(NamedTuple):
-    """A fragment that is being collected."""
+class Renewed:
+    """An actor that takes over the newest weights at every time step, and notes their version.
 
-    identity: Identity
-    noise: list[np.ndarray]  # of all its pieces
-    restarts: int  # environments made anew before it
-    dropped: int  # transitions masked with them
-    pieces: list[Rollout]  # so far
+    Attributes:
+      actor: an ArrayActor or TensorActor.
+      newest: version and weights; any thread may set them.
+    """
+
+    actor: Any = None
+    newest: tuple[int, dict[str, np.ndarray]] | None = None
+
+    def __init__(self) -> None:
+        self._version = -1  # of the weights that the actor has
+        self._versions: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.actor, name)
+
+    def __call__(self, obs: dict[str, np.ndarray], noise: np.ndarray) -> tuple[np.ndarray, np.ndarray, list]:
+        """As the actor's."""
+        assert self.newest is not None, "nobody brought weights"
+        version, weights = self.newest
+        if version != self._version:
+            self.actor.set_weights(weights)
+            self._version = version
+        self._versions.append(version)
+        return self.actor(obs, noise)
+
+    def pop_versions(self, envs: int) -> np.ndarray:
+        """[T, envs] int32, of the time steps since the last call."""
+        versions, self._versions = np.array(self._versions, np.int32), []
+        return np.repeat(versions[:, None], envs, 1)
 
 
 class Placed:
