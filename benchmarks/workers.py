@@ -237,8 +237,8 @@ class _Killer(threading.Thread):
         return time.perf_counter() - began
 
 
-def _quantiles(values: list[float]) -> dict[str, float]:
-    return {"median": float(np.median(values)), "largest": max(values)} if values else {}
+def _quantiles(values: list[float]) -> dict[str, float | list[float]]:
+    return {"median": float(np.median(values)), "all": sorted(values)} if values else {}
 
 
 def start(rate: float) -> dict:

@@ -47,7 +47,9 @@ class Run:
     def finish(self, slot, mask=1.0):
         if slot in self.fleet.pending:
             asked = self.asked(slot)
-            self.late.append(self.fleet.answer(slot, fragment(asked, self.versions[asked], mask=mask) if asked else None))
+            self.late.append(
+                self.fleet.answer(slot, fragment(asked, self.versions[asked], mask=mask) if asked else None)
+            )
 
     def learn(self):
         rollout = self.source.next()

@@ -275,6 +275,21 @@ def test_agents_beside_each_other_have_workers_each_and_a_closed_one_begins_othe
     assert first.source.ledger.steps == first.env_steps
 
 
+def test_the_death_of_an_idle_worker_is_noticed(eagerly, make):
+    """A whole batch waits, and nobody is asked for anything."""
+    session = make(Numbered, workers=2)
+    session.step()
+    source = session.source
+    wait_for(lambda: source.ledger.waiting == 2 and len(crew_of(session).ready()) == 2)
+    for _ in range(3):
+        deaths = crew_of(session).deaths
+        os.kill(pids(session)[0], signal.SIGKILL)
+        wait_for(lambda deaths=deaths: crew_of(session).deaths > deaths, 2.0)
+        wait_for(lambda: len(crew_of(session).ready()) == 2)
+    session.step()
+    assert source.ledger.lost == 0
+
+
 def test_weights_arrive_in_the_middle_of_fragments_and_each_environment_has_one_thread(eagerly, make):
     session = make(functools.partial(Threaded, 0.005), workers=2, steps_per_update=256)
     session.start()

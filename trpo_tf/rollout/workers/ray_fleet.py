@@ -14,7 +14,8 @@ from trpo_tf.rollout.workers.fleet import BEGIN, Answer, Death, Reply
 from trpo_tf.rollout.workers.ray_cluster import RayCluster
 from trpo_tf.rollout.workers.worker import Worker, WorkerPlan
 
-_BESIDE = "beside"  # the thread of an actor that answers `tell`
+_BESIDE, _STAYING = "beside", "staying"  # threads of an actor: what answers `tell`, and what stays in a call
+_STAY = -1  # the ticket of that call, which ends with the worker, whatever else it does or does not do
 
 
 class RayFleet:
@@ -44,7 +45,8 @@ class RayFleet:
             cpus = 0 if self._cluster.local else config.worker_cpus  # there may be more than this machine has cores
             options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": 0, "max_restarts": 0, "max_task_retries": 0}
             if config.asynchronous:  # else all calls are made in the main thread
-                options["concurrency_groups"] = {_BESIDE: 1}
+                options["concurrency_groups"] = {_BESIDE: 1, _STAYING: 1}
+            self._beside = config.asynchronous
             self._actor = ray.remote(scheduling_strategy="SPREAD", **options)(Worker)
             try:
                 self._plan = ray.put(plan)
@@ -111,7 +113,7 @@ class RayFleet:
             except Exception as error:
                 self._check()
                 raise _failure(error) from error
-            found = [self._event(call) for call in there]
+            found = [self._event(call) for call in there if call in self._calls]  # the first may be a death
         if not calls:
             time.sleep(seconds)
         return found
@@ -127,11 +129,14 @@ class RayFleet:
         slot, serial, ticket = self._calls.pop(call)
         try:
             reply: Reply = self._ray.get(call)
+            if ticket == BEGIN and reply.trouble is None:
+                _, handle, _ = self._workers[slot]
+                self._workers[slot] = serial, handle, reply.value
+                if self._beside:
+                    self._calls[handle.stay.options(concurrency_group=_STAYING).remote()] = slot, serial, _STAY
         except Exception as error:  # of Ray, or of what the reply was made of
             self.kill(slot)
             return Death(slot, serial, f"a rollout worker is gone: {_said(error)}")
-        if ticket == BEGIN and reply.trouble is None:
-            self._workers[slot] = (*self._workers[slot][:2], reply.value)
         return Answer(slot, serial, ticket, reply)
 
     def kill(self, slot: int) -> None:

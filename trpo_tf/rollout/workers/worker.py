@@ -4,6 +4,7 @@ import dataclasses
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -91,6 +92,10 @@ class Worker:
         self._plan, self._actor = plan, plan.make_actor()
         self._renewed.actor = self._actor
         return {"pid": os.getpid(), "host": socket.gethostname(), "tensorflow": "tensorflow" in sys.modules}
+
+    def stay(self) -> None:
+        """Never returns."""
+        threading.Event().wait()
 
     # Synchronous: the slot's columns of what one process would do.
 
