@@ -94,22 +94,24 @@ def test_a_new_version_is_told_to_whoever_has_begun_and_brought_to_whoever_begin
     run.turn()
     run.turn()
     _, _, args = run.fleet.pending[0]
-    assert args == (Identity(0, 0, 0), 0, {})
+    assert args == (Identity(0, 0, 0), 0, {}, 1)
     run.source.publish(1, {"w": 1})
-    assert run.fleet.told == [(0, "take_weights", (1, {"w": 1}))]  # in the middle of its fragment
+    assert run.fleet.told == [(0, "take_weights", (1, {"w": 1}, 2))]  # in the middle of its fragment
     run.fleet.answer(1)
     run.turn()
     run.finish(0)
     run.turn()
     run.source._awaited = True  # there is room for everybody
     run.turn()
-    assert [run.fleet.pending[slot][2] for slot in range(2)] == [(Identity(0, 0, 1),), (Identity(1, 1, 0), 1, {"w": 1})]
+    newest = 1, {"w": 1}, 2
+    asked = [run.fleet.pending[slot][2] for slot in range(2)]
+    assert asked == [(Identity(0, 0, 1), *newest), (Identity(1, 1, 0), *newest)]
     run.fleet.die(0)
     run.turn()
     run.fleet.answer(0)
     run.turn()
     run.turn()
-    assert run.fleet.pending[0][2] == (Identity(0, 2, 0), 1, {"w": 1})  # another worker in the same slot
+    assert run.fleet.pending[0][2] == (Identity(0, 2, 0), *newest)  # another worker in the same slot
 
 
 @pytest.mark.parametrize("part", range(10))

@@ -290,6 +290,21 @@ def test_the_death_of_an_idle_worker_is_noticed(eagerly, make):
     assert source.ledger.lost == 0
 
 
+def test_what_a_stopped_worker_is_told_does_not_pile_up(eagerly, make):
+    session = make(Numbered, workers=2)
+    session.step()
+    fleet, told = crew_of(session)._fleet, set()
+    os.kill(pids(session)[0], signal.SIGSTOP)
+    for version in range(10):
+        session.source.publish(session.update + version, session.policy.get_weights())
+        told.add(fleet._told[0])
+        time.sleep(0.05)
+    os.kill(pids(session)[0], signal.SIGCONT)
+    assert len(told) <= 2
+    session.step()
+    assert session.step()["workers/deaths"] == 0
+
+
 def test_weights_arrive_in_the_middle_of_fragments_and_each_environment_has_one_thread(eagerly, make):
     session = make(functools.partial(Threaded, 0.005), workers=2, steps_per_update=256)
     session.start()
@@ -330,6 +345,22 @@ def test_a_program_that_closes_nothing_ends(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert not Path(done.stdout.split()[-1]).exists()
+
+
+def test_an_exit_handler_of_before_may_close_an_agent(tmp_path):
+    (tmp_path / "program.py").write_text(
+        "import atexit, trpo_tf\n"
+        "agents = []\n"
+        "atexit.register(lambda: [agent.close() for agent in agents])\n"
+        "agents.append(trpo_tf.TRPO('CartPole-v1', num_envs=4, steps_per_update=64, hidden_sizes=(8,), workers=2))\n"
+        "agents[0].learn(100)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"], env=environment, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_environment_that_cannot_be_sent_is_a_line(make):

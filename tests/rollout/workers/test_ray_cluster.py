@@ -115,6 +115,10 @@ def test_ray_goes_once_no_thread_calls_it_and_none_calls_it_again(monkeypatch):
     in_call.wait()
     ray_cluster._end(os.getpid())
     assert done[-2:] == ["call", "shutdown"]
+    thread.join(2)
+    assert not thread.is_alive(), "else whoever joins it, in an exit handler, waits for ever"
+    assert done.count("call") == len(done) - 1
+    assert done.index("shutdown") >= len(done) - 2, "at most the call that finds out follows"
 
 
 def test_a_handler_that_python_did_not_install_stays(monkeypatch):

@@ -54,7 +54,7 @@ def begun(plan, slot=0, serial=0):
 
 
 def first_obs(worker, weights, slot=0, serial=0):
-    fragment = worker.fragment(Identity(slot, serial, 0), 0, weights)
+    fragment = worker.fragment(Identity(slot, serial, 0), 0, weights, 1)
     return fragment.rollout.trajectory.obs["observation"][0]
 
 
@@ -69,13 +69,13 @@ def test_every_environment_of_every_worker_has_a_seed_of_its_own():
 
 def test_draws_are_of_the_run_the_worker_and_the_fragment():
     plan, weights = plan_of("CartPole-v1")
-    first = begun(plan).fragment(Identity(0, 0, 0), 0, weights).rollout.trajectory
-    again = begun(plan).fragment(Identity(0, 0, 0), 0, weights).rollout.trajectory
+    first = begun(plan).fragment(Identity(0, 0, 0), 0, weights, 1).rollout.trajectory
+    again = begun(plan).fragment(Identity(0, 0, 0), 0, weights, 1).rollout.trajectory
     assert first.raw_action.tobytes() == again.raw_action.tobytes()
     others = [
-        begun(plan, 0, 1).fragment(Identity(0, 1, 0), 0, weights),
-        begun(plan).fragment(Identity(0, 0, 1), 0, weights),
-        begun(dataclasses.replace(plan, seed=4)).fragment(Identity(0, 0, 0), 0, weights),
+        begun(plan, 0, 1).fragment(Identity(0, 1, 0), 0, weights, 1),
+        begun(plan).fragment(Identity(0, 0, 1), 0, weights, 1),
+        begun(dataclasses.replace(plan, seed=4)).fragment(Identity(0, 0, 0), 0, weights, 1),
     ]
     for other in others:
         assert first.raw_action.tobytes() != other.rollout.trajectory.raw_action.tobytes()
@@ -109,9 +109,9 @@ def test_draws_of_several_parts_are_side_by_side():
 def test_fragments_follow_one_another_and_keep_no_record():
     plan, weights = plan_of(Counting)
     worker = begun(plan)
-    first = worker.fragment(Identity(0, 0, 0), 0, weights).rollout
-    worker.take_weights(1, weights)
-    second = worker.fragment(Identity(0, 0, 1)).rollout
+    first = worker.fragment(Identity(0, 0, 0), 0, weights, 1).rollout
+    worker.take_weights(1, weights, 2)
+    second = worker.fragment(Identity(0, 0, 1), 0, weights, 1).rollout
     np.testing.assert_array_equal(first.trajectory.obs["observation"][-1], second.trajectory.obs["observation"][0])
     assert (first.version == 0).all()
     assert (second.version == 1).all()
@@ -133,8 +133,8 @@ def test_weights_are_taken_over_at_the_next_time_step():
     newer = {version: {name: x + version for name, x in weights.items()} for version in (5, 6, 8)}
     worker = begun(plan)
     for step, version in ((3, 6), (20, 8)):
-        at_step[step] = functools.partial(worker.take_weights, version, newer[version])
-    rollout = worker.fragment(Identity(0, 0, 0), 5, newer[5]).rollout
+        at_step[step] = functools.partial(worker.take_weights, version, newer[version], version)
+    rollout = worker.fragment(Identity(0, 0, 0), 5, newer[5], 5).rollout
     versions = np.repeat([5, 6, 8], [4, 17, 11])
     np.testing.assert_array_equal(rollout.version[:, 0], versions)
     assert rollout.version.dtype == np.int32
@@ -144,7 +144,17 @@ def test_weights_are_taken_over_at_the_next_time_step():
         obs = {"observation": rollout.trajectory.obs["observation"][t]}
         params, _, _ = actor(obs, np.zeros((1, actor.noise_size), np.float32))
         np.testing.assert_allclose(params, rollout.behavior_params[t], atol=1e-5)
-    assert (worker.fragment(Identity(0, 0, 1)).rollout.version == 8).all()
+    assert (worker.fragment(Identity(0, 0, 1), 5, newer[5], 5).rollout.version == 8).all()
+
+
+def test_weights_of_an_earlier_publication_are_not_taken_over_later():
+    """A version may go back, where a run takes up an older checkpoint; publications do not."""
+    plan, weights = plan_of("Pendulum-v1", envs=1)
+    worker = begun(plan)
+    worker.take_weights(7, weights, 2)
+    assert (worker.fragment(Identity(0, 0, 0), 6, weights, 1).rollout.version == 7).all()
+    worker.take_weights(3, weights, 3)
+    assert (worker.fragment(Identity(0, 0, 1), 7, weights, 2).rollout.version == 3).all()
 
 
 def test_first_episodes_are_cut_as_in_one_process():
@@ -152,7 +162,7 @@ def test_first_episodes_are_cut_as_in_one_process():
     plan, weights = plan_of("Pendulum-v1", time_steps=200, stagger=True)
     ends = []
     for slot in range(2):
-        trajectory = begun(plan, slot, slot).fragment(Identity(slot, slot, 0), 0, weights).rollout.trajectory
+        trajectory = begun(plan, slot, slot).fragment(Identity(slot, slot, 0), 0, weights, 1).rollout.trajectory
         ends += [int(np.flatnonzero(column)[0]) + 1 for column in trajectory.truncated.T]
     assert ends == [50, 100, 150, 200]
 
@@ -163,14 +173,14 @@ def test_what_goes_wrong_is_a_reply():
     assert worker.answer("begin", None).trouble.message.startswith("a rollout worker failed: AttributeError")
     broken = dataclasses.replace(plan, make_actor=lambda: sys.exit(3))
     assert "SystemExit: 3" in Worker(0, 0).answer("begin", broken).trouble.message
-    assert begun(plan).answer("fragment", Identity(0, 0, 0), 0, {}).trouble.kind == ""
+    assert begun(plan).answer("fragment", Identity(0, 0, 0), 0, {}, 1).trouble.kind == ""
 
     class Silent(Counting):
         def step(self, action):
             raise RuntimeError("no power")
 
     plan, weights = plan_of(Silent, max_env_restarts=0)
-    trouble = begun(plan).answer("fragment", Identity(0, 0, 0), 0, weights).trouble
+    trouble = begun(plan).answer("fragment", Identity(0, 0, 0), 0, weights, 1).trouble
     assert trouble.kind == "environment"
     assert "no power" in trouble.message
 
@@ -216,7 +226,7 @@ plan, weights = pickle.load(open({str(tmp_path / "plan")!r}, "rb"))
 worker = Worker(0, 0)
 assert worker.answer("begin", plan).value["tensorflow"] is True  # the None above
 for k in range(10):
-    reply = worker.answer("fragment", Identity(0, 0, k), k, weights)
+    reply = worker.answer("fragment", Identity(0, 0, k), k, weights, k)
     assert reply.trouble is None, reply.trouble
 smaps = dict(line.split()[:2] for line in open("/proc/self/smaps_rollup").readlines()[1:])
 print((int(smaps["Private_Clean:"]) + int(smaps["Private_Dirty:"])) / 1024)

@@ -54,8 +54,8 @@ class AsynchronousSource:
         self._limits, self._stopping = (max_invalid, max_restarts), stopping
         self.ledger = Ledger()
         self._totals = dict.fromkeys(_TOTALS, 0)
-        self._published: tuple[int, Any] | None = None
-        self._given: dict[int, int] = {}  # serial of the worker that has weights, by slot
+        self._published: tuple[int, Any, int] | None = None  # version, weights, and the number of the publication
+        self._publications = 0
         self._batch: Rollout | None = None  # taken, and not learned from
         self._awaited = False  # somebody waits for a batch
         self._crew: Crew | None = None
@@ -70,7 +70,8 @@ class AsynchronousSource:
         with self._change:
             self._ensure_thread()
             crew = self._begun()
-            self._published = version, crew.share(weights)
+            self._publications += 1
+            self._published = version, crew.share(weights), self._publications
             crew.tell("take_weights", *self._published)
 
     def next(self) -> Rollout:
@@ -179,7 +180,7 @@ class AsynchronousSource:
             self._closing = False
         with self._change:
             self._count_crew()
-            self._crew = self._error = None
+            self._crew = self._error = self._published = None
             self.ledger.lose_all()
         if self._ends is not None:
             self._ends()
@@ -235,10 +236,7 @@ class AsynchronousSource:
         room = self._count if hungry else max(0, self._count - ledger.waiting - ledger.flying)
         free = ready[:room] if self._published else []
         for slot in free:
-            serial = crew.serial_of(slot)
-            weights = None if self._given.get(slot) == serial else self._published
-            self._given[slot] = serial
-            crew.ask(slot, "fragment", ledger.ask(slot, serial), *(weights or ()))
+            crew.ask(slot, "fragment", ledger.ask(slot, crew.serial_of(slot)), *(self._published or ()))
         return len(free) < len(ready)
 
     def _take_in(self, crew: Crew, event: Answer | Death) -> None:

@@ -51,7 +51,10 @@ class Fleet(Protocol):
         """Calls a method of the slot's worker; an Answer with the ticket, or a Death, follows, or nothing ever."""
 
     def tell(self, slot: int, method: str, *args: Any) -> None:
-        """Calls a method of the slot's worker beside whatever it does, if it is there. Nothing ever follows."""
+        """Calls a method of the slot's worker beside whatever it does. Nothing ever follows.
+
+        Nothing is done where the worker is not there, or has not done what it was told last.
+        """
 
     def share(self, value: Any) -> Any:
         """Puts a value where every worker can read it; what is returned may be an argument of `send` and `tell`."""

@@ -63,7 +63,7 @@ class RayCluster:
 
     Attributes:
       ray: the module.
-      calls: held by whoever calls Ray.
+      calls: held by the thread that sends workers out, while it calls Ray.
       local: whether it is a Ray on this machine that was begun for the fleets.
 
     Raises:
@@ -75,6 +75,7 @@ class RayCluster:
     _directory = ""  # of the Ray on this machine, and of its token
 
     def __init__(self, config: WorkersConfig, store: int):
+        self.calls = threading.RLock()
         quiet = {name: os.environ.get(name, value) for name, value in _QUIET.items()}
         with RayCluster._lock, _quiet_signals(), _environment(quiet):
             self.ray = ray = _imported()
@@ -82,7 +83,6 @@ class RayCluster:
             with _named(ray, config):
                 held = RayCluster._current = _found(ray, config) or self._begun(ray, config, store)
             held.users.append(self)
-        self.calls = threading.RLock()
         self._held: _Held | None = held
         self.local = held.ours and not held.joined
 
@@ -217,19 +217,26 @@ def _at_exit() -> None:
 
 
 def _end(pid: int) -> None:
-    """Before the process ends: its threads make no more calls, then Ray goes, then its directory. A fork has none."""
+    """Before the process ends: threads that send workers out, then Ray, then its directory. A fork has none of them."""
     if os.getpid() != pid:
         return
-    held = RayCluster._current
-    if held is not None:
-        held.ending = True
-        for user in held.users:  # a call that Ray's end overtakes would end the process with a failure
-            user.calls.acquire(timeout=_LONGEST_CALL)
-        with contextlib.suppress(Exception):
-            if held.ours:
-                held.ray.shutdown()
+    with contextlib.ExitStack() as locks:
+        _take(RayCluster._lock, locks)
+        if (held := RayCluster._current) is not None:
+            held.ending = True
+            for user in list(held.users):  # a call that Ray's end overtakes would end the process with a failure
+                _take(user.calls, locks)
+            with contextlib.suppress(Exception):
+                if held.ours:
+                    held.ray.shutdown()
     if RayCluster._directory:
         shutil.rmtree(RayCluster._directory, ignore_errors=True)
+
+
+def _take(lock: Any, locks: contextlib.ExitStack) -> None:
+    """Takes a lock that somebody may never give back."""
+    if lock.acquire(timeout=_LONGEST_CALL):
+        locks.callback(lock.release)
 
 
 @contextlib.contextmanager

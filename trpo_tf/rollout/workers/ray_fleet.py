@@ -37,6 +37,7 @@ class RayFleet:
         self._workers: dict[int, tuple[int, Any, dict[str, Any]]] = {}  # serial, handle and where it is, by slot
         self._calls: dict[Any, tuple[int, int, int]] = {}  # slot, serial and ticket, by reference
         self._unasked: list[Answer | Death] = []  # workers that could not be asked, for the next `wait`
+        self._told: dict[int, Any] = {}  # references of what workers were told last, by slot
         self._search = tuple(os.path.abspath(path) for path in sys.path)
         self._cluster = RayCluster(config, store)
         self._ray = ray = self._cluster.ray
@@ -59,6 +60,7 @@ class RayFleet:
     def start(self, slot: int, serial: int) -> None:
         """As Fleet says."""
         self._workers[slot] = serial, None, {}
+        self._told.pop(slot, None)
         self.send(slot, BEGIN, "begin", self._plan)
 
     def send(self, slot: int, ticket: int, method: str, *args: Any) -> None:
@@ -78,9 +80,10 @@ class RayFleet:
     def tell(self, slot: int, method: str, *args: Any) -> None:
         """As Fleet says."""
         _, handle, _ = self._workers.get(slot, (0, None, {}))
-        if handle is not None:
-            with suppress(Exception):  # the next `wait` finds out, and says, that the worker or Ray is gone
-                getattr(handle, method).options(concurrency_group=_BESIDE, num_returns=0).remote(*args)
+        with suppress(Exception):  # the next `wait` finds out, and says, that the worker or Ray is gone
+            last = self._told.get(slot)
+            if handle is not None and (last is None or self._ray.wait([last], timeout=0)[0]):  # else values pile up
+                self._told[slot] = getattr(handle, method).options(concurrency_group=_BESIDE).remote(*args)
 
     def share(self, value: Any) -> Any:
         """As Fleet says.
@@ -113,7 +116,7 @@ class RayFleet:
             except Exception as error:
                 self._check()
                 raise _failure(error) from error
-            found = [self._event(call) for call in there if call in self._calls]  # the first may be a death
+            found = [self._event(call) for call in there if call in self._calls]  # a death takes the rest
         if not calls:
             time.sleep(seconds)
         return found

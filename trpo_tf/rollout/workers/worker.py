@@ -133,14 +133,16 @@ class Worker:
 
     # Asynchronous: fragments of this worker's own.
 
-    def take_weights(self, version: int, weights: dict[str, np.ndarray]) -> None:
-        """The policy's from the next time step on. Another thread may call this while a fragment is collected."""
-        self._renewed.newest = version, weights
+    def take_weights(self, version: int, weights: dict[str, np.ndarray], publication: int) -> None:
+        """The policy's from the next time step on, unless newer ones are there.
 
-    def fragment(self, identity: Identity, version: int = 0, weights: dict[str, np.ndarray] | None = None) -> Fragment:
-        """The next T time steps, each with the newest weights that are there. The first call brings weights, too."""
-        if weights is not None and self._renewed.newest is None:
-            self.take_weights(version, weights)
+        Another thread may call this while a fragment is collected. publication: counts what was published.
+        """
+        self._renewed.offer(version, weights, publication)
+
+    def fragment(self, identity: Identity, version: int, weights: dict[str, np.ndarray], publication: int) -> Fragment:
+        """The next T time steps, each with the newest weights that are there, these or others."""
+        self.take_weights(version, weights, publication)
         collector = self._own()
         restarts, dropped = (collector.restarts, collector.dropped) if identity.fragment else (0, 0)
         rollout = collector.collect(self._noise(identity), lambda params, _: np.zeros(len(params), np.float32))
@@ -178,26 +180,31 @@ class Renewed:
 
     Attributes:
       actor: an ArrayActor or TensorActor.
-      newest: version and weights; any thread may set them.
     """
 
     actor: Any = None
-    newest: tuple[int, dict[str, np.ndarray]] | None = None
 
     def __init__(self) -> None:
-        self._version = -1  # of the weights that the actor has
+        self._newest: tuple[int, dict[str, np.ndarray], int] = -1, {}, -1  # version, weights, publication
+        self._lock = threading.Lock()
+        self._has = -1  # the publication whose weights the actor has
         self._versions: list[int] = []
+
+    def offer(self, version: int, weights: dict[str, np.ndarray], publication: int) -> None:
+        """Weights that are taken if none of a later publication are there; any thread may call."""
+        with self._lock:
+            if publication > self._newest[2]:
+                self._newest = version, weights, publication
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.actor, name)
 
     def __call__(self, obs: dict[str, np.ndarray], noise: np.ndarray) -> tuple[np.ndarray, np.ndarray, list]:
         """As the actor's."""
-        assert self.newest is not None, "nobody brought weights"
-        version, weights = self.newest
-        if version != self._version:
+        version, weights, publication = self._newest
+        if publication != self._has:
             self.actor.set_weights(weights)
-            self._version = version
+            self._has = publication
         self._versions.append(version)
         return self.actor(obs, noise)
 
