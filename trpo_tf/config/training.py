@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trpo_tf.config import rooms
+from trpo_tf.config.algorithm import AlgorithmConfig
 from trpo_tf.config.off_policy import OffPolicyConfig
 from trpo_tf.config.workers import WorkersConfig
 from trpo_tf.errors import UsageError
@@ -24,6 +25,7 @@ class Config:
     environment: rooms.EnvironmentConfig = dataclasses.field(default=rooms.EnvironmentConfig())
     policy: rooms.PolicyConfig = dataclasses.field(default=rooms.PolicyConfig())
     advantage: rooms.AdvantageConfig = dataclasses.field(default=rooms.AdvantageConfig())
+    algorithm: AlgorithmConfig = dataclasses.field(default=AlgorithmConfig())
     trust_region: rooms.TrustRegionConfig = dataclasses.field(default=rooms.TrustRegionConfig())
     radius: rooms.RadiusConfig = dataclasses.field(default=rooms.RadiusConfig())
     off_policy: OffPolicyConfig = dataclasses.field(default=OffPolicyConfig())
@@ -37,6 +39,10 @@ class Config:
         if self.off_policy.pipeline and self.run.checkpoint_every == 1:
             raise UsageError("--checkpoint_every=1: --pipeline collects ahead between checkpoints only; must be >= 2")
         self._check_workers()
+        trusted = {"--radius=adaptive": self.radius.radius, "--objective=penalty": self.trust_region.objective}
+        for flag, value in trusted.items():
+            if self.algorithm.algorithm != "trpo" and flag.endswith(value):
+                raise UsageError(f"{flag}: is of --algorithm=trpo; {self.algorithm.algorithm} has no trust region")
         if self.radius.radius == "adaptive":
             if self.environment.num_envs < 2:
                 raise UsageError(
@@ -88,6 +94,7 @@ GROUPS = {
     "environment": "environments",
     "policy": "policy and value networks",
     "advantage": "advantages",
+    "algorithm": "algorithm",
     "trust_region": "trust region",
     "radius": "adaptive radius",
     "off_policy": "stale data",

@@ -20,8 +20,9 @@ from trpo_tf.learner.objective import Objective, make_objective
 from trpo_tf.learner.prepare import Preparation, Prepared, StaleInput
 from trpo_tf.learner.reuse import Mixture, Replay, batch_weights, length_factor
 from trpo_tf.learner.reward_scaler import RewardScaler
+from trpo_tf.learner.rules import RULES
 from trpo_tf.learner.statistics import explained_variance, masked_mean
-from trpo_tf.learner.step_rule import StepRule, TrustRegion
+from trpo_tf.learner.step_rule import StepRule
 from trpo_tf.learner.transaction import Undo, if_finite
 from trpo_tf.messages import warn
 from trpo_tf.policy.policy import Policy
@@ -50,7 +51,7 @@ class Learner(tf.Module):
       policy: updated in place.
       config: of the run.
       seed: key of every draw, beside the update's number; below 2^31 - 1.
-      step_rule: by default TrustRegion as configured.
+      step_rule: by default that of the configured algorithm.
     """
 
     def __init__(self, policy: Policy, config: Config, seed: int, step_rule: StepRule | None = None):
@@ -64,7 +65,7 @@ class Learner(tf.Module):
         self._layout = Layout(config.time_steps, envs * len(weights), length)  # the first num_envs columns are new
         self._chunk = -(-config.compute.chunk_size // length) * length  # whole sequences
         self._preparation = Preparation(policy, config, self._layout, self._chunk, self.reward_scaler)
-        self.step_rule = step_rule or TrustRegion(
+        self.step_rule = step_rule or RULES[config.algorithm.algorithm](
             config,
             policy.network.size,
             length_factor(weights, 0 if config.workers.asynchronous else config.off_policy.lag),

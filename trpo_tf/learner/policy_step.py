@@ -28,7 +28,7 @@ class PolicyStep(NamedTuple):
     backtracks: tf.Tensor  # int32
     reason: tf.Tensor  # int32, an index into line_search.REASONS
     gradient_norm: tf.Tensor  # |g|
-    solution: Solution  # of conjugate gradient
+    solution: Solution | None  # of conjugate gradient, where there was one
 
 
 def policy_step(objective: Objective, limit: StepLimit, theta_old: tf.Tensor, config: TrustRegionConfig) -> PolicyStep:

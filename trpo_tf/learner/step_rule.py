@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from trpo_tf.config import Config
 from trpo_tf.learner import staleness
+from trpo_tf.learner.conjugate_gradient import Solution
 from trpo_tf.learner.objective import Objective, mean_kl
 from trpo_tf.learner.policy_step import PolicyStep, policy_step
 from trpo_tf.learner.prepare import Prepared
@@ -27,20 +28,52 @@ class StepRule(Protocol):
         ...
 
 
-class TrustRegion(tf.Module):
-    """The policy step of appendix C, its limit, and what follows the steps: an adaptive radius, a penalty coefficient.
+class Rule(tf.Module):
+    """What the rules of this package share: how stale transitions shorten a step, or forbid it, and what is logged.
 
     Args:
       config: of the run.
       size: P.
       length_factor: of step lengths, for transitions that are used again, and for a lag that settings fix. For any
-        other lag the batch's own mean staleness s divides the KL by 1 + s; see step_limit.
+        other lag the batch's own mean staleness s divides the KL by 1 + s; see step_limit and `_length`.
       halves: [N], 0 or 1, which half of the environments each transition is of.
     """
 
     def __init__(self, config: Config, size: int, length_factor: float, halves):
-        super().__init__(name="trust_region")
+        super().__init__(name="step_rule")
         self._config, self._length_factor, self._halves = config, length_factor, halves
+
+    def _length(self, prepared: Prepared) -> float | tf.Tensor:
+        """The factor of a step of a fixed length; the KL is quadratic in it."""
+        stale = prepared.stale
+        return self._length_factor if not stale or stale.lag is None else self._length_factor / tf.sqrt(1.0 + stale.lag)
+
+    def _accepted(self, step: PolicyStep, theta_old: tf.Tensor, prepared: Prepared) -> PolicyStep:
+        """The step, not taken where the batch is too stale."""
+        config = self._config.off_policy
+        if not (prepared.stale and config.correct_stale):
+            return step
+        size = prepared.stale.metrics["stale/effective_sample_size"]
+        return staleness.accept(step, theta_old, size >= config.min_effective_sample_size)
+
+    def _logged(self, step: PolicyStep, objective: Objective, prepared: Prepared) -> dict[str, tf.Tensor]:
+        """What every rule logs."""
+        metrics = old_policy_metrics(step, objective) | step_metrics(step)
+        if stale := prepared.stale:
+            new_params = objective.params(step.theta)
+            kl = mean_kl(objective.distribution, stale.behavior_params, new_params, objective.weights)
+            metrics |= stale.metrics | {"stale/kl": kl}
+        return metrics | {"policy/advantage_std": prepared.advantage_std}
+
+
+class TrustRegion(Rule):
+    """The policy step of appendix C, its limit, and what follows the steps: an adaptive radius, a penalty coefficient.
+
+    Arguments are those of Rule.
+    """
+
+    def __init__(self, config: Config, size: int, length_factor: float, halves):
+        super().__init__(config, size, length_factor, halves)
         self.radius = self.penalty = None
         if config.radius.radius == "adaptive":
             self.radius = AdaptiveRadius(config.radius, config.trust_region.max_kl, size)
@@ -51,7 +84,7 @@ class TrustRegion(tf.Module):
         self, objective: Objective, theta_old: tf.Tensor, prepared: Prepared
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """As StepRule says."""
-        config, std, stale = self._config, prepared.advantage_std, prepared.stale
+        config, std = self._config, prepared.advantage_std
         factor = tf.constant(1.0, tf.float64)
         metrics: dict[str, tf.Tensor] = {}
         if self.radius:
@@ -59,20 +92,13 @@ class TrustRegion(tf.Module):
             metrics |= self.radius.measure(theta_old, lambda theta: objective.surrogate(theta, new), std)
             factor = self.radius.factor()
         penalty = self.penalty.penalty.value() if self.penalty else None
-        length, lag = self._length_factor, stale.lag if stale else None
+        length, lag = self._length_factor, prepared.stale.lag if prepared.stale else None
         limit = step_limit(config.trust_region, std, config.advantage.gamma, length, factor, penalty, lag)
         step = policy_step(objective, limit, theta_old, config.trust_region)
-        metrics |= old_policy_metrics(step, objective)
-        if stale and config.off_policy.correct_stale:
-            size = stale.metrics["stale/effective_sample_size"]
-            step = staleness.accept(step, theta_old, size >= config.off_policy.min_effective_sample_size)
+        step = self._accepted(step, theta_old, prepared)
         max_kl = kl_radius(config.trust_region, length, factor, lag)
-        metrics |= step_metrics(step) | self._follow(objective, theta_old, step, max_kl, std)
-        if stale:
-            new_params = objective.params(step.theta)
-            kl = mean_kl(objective.distribution, stale.behavior_params, new_params, objective.weights)
-            metrics |= stale.metrics | {"stale/kl": kl}
-        return step.theta, metrics | {"policy/advantage_std": std}
+        metrics |= self._follow(objective, theta_old, step, max_kl, std)
+        return step.theta, metrics | self._logged(step, objective, prepared)
 
     def _follow(
         self, objective: Objective, theta_old: tf.Tensor, step: PolicyStep, max_kl: tf.Tensor, std: tf.Tensor
@@ -104,9 +130,16 @@ def step_metrics(step: PolicyStep) -> dict[str, tf.Tensor]:
         "policy/reason": step.reason,
         "policy/step_size": step.step_size,
         "policy/gradient_norm": step.gradient_norm,
-        "cg/relative_residual": step.solution.residual,
-        "cg/iterations": step.solution.iterations,
-        "cg/reason": step.solution.reason,
+        **({} if step.solution is None else solution_metrics(step.solution)),
+    }
+
+
+def solution_metrics(solution: Solution) -> dict[str, tf.Tensor]:
+    """What is logged of a conjugate gradient."""
+    return {
+        "cg/relative_residual": solution.residual,
+        "cg/iterations": solution.iterations,
+        "cg/reason": solution.reason,
     }
 
 

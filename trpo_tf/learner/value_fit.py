@@ -10,11 +10,11 @@ _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 class AdamState(tf.Module):
     """First and second moments [P] and the step count of Adam."""
 
-    def __init__(self, size: int):
-        super().__init__(name="adam")
-        self.m = tf.Variable(tf.zeros([size]), trainable=False, name="adam/m")
-        self.v = tf.Variable(tf.zeros([size]), trainable=False, name="adam/v")
-        self.steps = tf.Variable(0, trainable=False, name="adam/steps")
+    def __init__(self, size: int, name: str = "adam"):
+        super().__init__(name=name)
+        self.m = tf.Variable(tf.zeros([size]), trainable=False, name=f"{name}/m")
+        self.v = tf.Variable(tf.zeros([size]), trainable=False, name=f"{name}/v")
+        self.steps = tf.Variable(0, trainable=False, name=f"{name}/steps")
 
 
 def adam(theta, grad, m, v, step, learning_rate):
