@@ -35,6 +35,7 @@ ALLOWED = {
     "sources": {"rollout", "policy", "acting", "config"} | BASE,
     "session": {"sources"} | BELOW_SESSION,
     "callbacks": {"rollout", "run", "serving", "config"} | BASE,
+    "finite": {"errors"},
     "plotting": {"errors"},
     "history": {"plotting", "run", "paths"},
     "training": {"callbacks", "session", "rollout", "run", "config"} | BASE,
@@ -98,6 +99,10 @@ def test_acting_and_rollouts_know_no_tensorflow():
     forbidden = {"tensorflow", "keras", "tensorflow_probability", "tf_keras"}
     for folder in ("acting", "rollout", "config"):
         assert not outside(folder) & forbidden, folder
+
+
+def test_finite_mdps_need_numpy_only():
+    assert outside("finite") == {"numpy", "typing", "trpo_tf"}
 
 
 def test_a_worker_starts_without_tensorflow():
