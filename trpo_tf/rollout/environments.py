@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from trpo_tf.config.rooms import EnvironmentConfig
 from trpo_tf.errors import Error, UsageError, first_line
 from trpo_tf.messages import warn
-from trpo_tf.rollout import options
+from trpo_tf.rollout import env_state, exactness, options
 from trpo_tf.rollout.backends import checks, envpool, gymnasium, processes, resolve, single_env
 from trpo_tf.rollout.backends.base import Backend
 from trpo_tf.rollout.backends.restarts import Household, Named
@@ -155,6 +155,18 @@ class Environments:
             self._compare_backends()
         return VectorEnv(backend)
 
+    def check_states(self) -> None:
+        """Tries whether the environments of training can be put back to where they were; makes two.
+
+        Raises:
+          UsageError: they cannot be.
+          EnvironmentFailure: one raised.
+        """
+        if self.given or self.backend == "envpool":
+            raise env_state.refusal(self.name, envpool.NO_STATE if self.backend == "envpool" else gymnasium.GIVEN)
+        with Named(self.name, ", while it was tried whether it can be put back"):
+            exactness.check(self._prepared(self._env), self.name, self._config.env_processes)
+
     def _agreeing(self, backend: Backend, flag: str) -> Backend:
         """The backend, if its spaces are those that `probe` found; bounds of observations may differ."""
         for kind, theirs, ours in self._differing(backend):
@@ -258,13 +270,18 @@ class Environments:
             warnings.filterwarnings("ignore", message=".*precision lowered.*")
             if serves == "envpool":
                 return envpool.make(name, num_envs, seed, self._config.env_threads, settings)
-            make = single_env.by_id(env, settings, render_mode) if isinstance(env, str) else env
-            prepared = single_env.Prepared(make, seed, self._wrappers, render_mode, video_dir)
+            prepared = self._prepared(env, seed, render_mode, video_dir)
             in_processes = self._config.env_processes and not (watched or alone)
             backend = gymnasium.make(prepared, household, seed, in_processes)
             household.strict = alone
             self._worked.add(name)
             return backend
+
+    def _prepared(
+        self, env: str | Callable[[], gym.Env], seed: int = 0, render_mode: str | None = None, video_dir: str = ""
+    ) -> single_env.Prepared:
+        make = single_env.by_id(env, self._settings, render_mode) if isinstance(env, str) else env
+        return single_env.Prepared(make, seed, self._wrappers, render_mode, video_dir)
 
     def _named(self, name: str) -> Named:
         mistakes = () if name in self._worked else (gym.error.Error, ImportError)

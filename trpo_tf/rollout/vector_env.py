@@ -11,6 +11,7 @@ from trpo_tf.rollout.backends.restarts import Failure, Named
 from trpo_tf.rollout.finite import finite_or_0, unwarned
 
 _NEVER = np.iinfo(np.int64).max
+_BOOKS = ("_length", "_return", "_ended", "_cut", "_cut_at")  # of VectorEnv, [B] each
 
 
 class EnvStep(NamedTuple):
@@ -168,6 +169,37 @@ class VectorEnv:
         """The failures since the last call."""
         found, self.failures = self.failures, []
         return found
+
+    def save(self, env: int) -> Any:
+        """The state of environment `env`, with its books: length and return so far, and when its episode is cut.
+
+        None where it has failed, or fails at that; see Backend.
+
+        Raises:
+          UsageError: it cannot be put back to where it was.
+        """
+        with self._named:
+            state = self._backend.save(env)
+        return None if state is None else (state, [getattr(self, name)[env] for name in _BOOKS])
+
+    def restore(self, env: int, saved: Any) -> None:
+        """Puts environment `env` back to where it was when it was saved; or another one of the same make was.
+
+        Episodes that ended meanwhile are still among those of `pop_episodes`.
+
+        Args:
+          env: its index.
+          saved: not None.
+
+        Raises:
+          UsageError: as `save`.
+        """
+        state, books = saved
+        with self._named:
+            self._backend.restore(env, state)
+        for name, value in zip(_BOOKS, books, strict=True):
+            getattr(self, name)[env] = value
+        self._quiet = 0  # looks at the next step whether anything is to be cut or reset
 
     def fail_next(self, env: int) -> None:
         """Environment `env` fails at the next call without being asked, as it did before; see Backend."""

@@ -1,7 +1,7 @@
 """What VectorEnv asks of whatever steps the environments, and what those share."""
 
 import os
-from typing import Protocol
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -48,6 +48,28 @@ class Backend(Protocol):
         """obs, reward, terminated, truncated of actions [B, ...], in the structure of the action space.
 
         Both flags [B] bool may be True at once; the reward [B] may be of any float type.
+        """
+
+    def save(self, env: int) -> Any:
+        """The state of environment `env`, for `restore`; after `reset`.
+
+        None where the environment has failed, or fails at that: its episode has ended, or ends at the next step.
+
+        Raises:
+          UsageError: the backend cannot put environments back to where they were.
+        """
+
+    def restore(self, env: int, saved: Any) -> None:
+        """Puts environment `env` back to where it was, or another one of the same make, when it was saved.
+
+        Where it failed since, it is made anew first; where it fails at that, its episode ends at the next step.
+
+        Args:
+          env: its index.
+          saved: not None.
+
+        Raises:
+          UsageError: as `save`.
         """
 
     def fail_next(self, env: int) -> None:

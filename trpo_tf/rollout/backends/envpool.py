@@ -7,6 +7,7 @@ import numpy as np
 from trpo_tf.errors import UsageError
 from trpo_tf.rollout.backends.base import leaves, usable_cores
 from trpo_tf.rollout.backends.restarts import Failure
+from trpo_tf.rollout.env_state import refusal
 
 try:
     import envpool
@@ -14,6 +15,9 @@ try:
     from envpool.python.gymnasium_envpool import GymnasiumEnvPoolMixin
 except ImportError:  # not Linux, or left out on purpose: gymnasium serves
     envpool = None
+
+
+NO_STATE = "EnvPool gives out no state of its environments; --env_backend=gymnasium does"
 
 
 def installed() -> bool:
@@ -147,6 +151,14 @@ class EnvPoolBackend:
             raise RuntimeError("EnvPool did not reset at the step after an episode's end, which transitions rely on")
         else:
             self._ended = None
+
+    def save(self, env: int) -> Any:
+        """See Backend."""
+        raise refusal(self.env_name, NO_STATE)
+
+    def restore(self, env: int, saved: Any) -> None:
+        """See Backend."""
+        raise refusal(self.env_name, NO_STATE)
 
     def fail_next(self, env: int) -> None:
         """See Backend; never called, since none failed."""

@@ -1,6 +1,7 @@
 """An environment in this process that is made anew when it fails, and named when it hangs."""
 
 import contextlib
+import copy
 import functools
 import sys
 import threading
@@ -15,6 +16,7 @@ from trpo_tf.errors import described
 from trpo_tf.messages import warn
 from trpo_tf.rollout.backends import checks
 from trpo_tf.rollout.backends.restarts import TRIES, Household, Lives, failed
+from trpo_tf.rollout.env_state import Saver
 
 _REPEATS = 200  # of all calls of an environment; with failures of probability p, n calls get through with (1 - p)^n
 
@@ -52,6 +54,7 @@ class Guard(gym.Wrapper):
         super().__init__(self._made())
         self._spaces = self.env.observation_space, self.env.action_space
         self._obs: Any = None
+        self._saves: Saver | None = None
 
     @property
     def index(self) -> int:
@@ -69,7 +72,7 @@ class Guard(gym.Wrapper):
     def step(self, action):
         """As the environment's."""
         lives = self._lives
-        if lives.pretended and lives.pretend(1):
+        if lives.broken or (lives.pretended and lives.pretend(1)):  # broken: when it was saved or put back
             return self._obs, 0.0, False, True, {}
         try:
             result = self.env.step(action)
@@ -100,6 +103,34 @@ class Guard(gym.Wrapper):
                 self._obs, lives.broken = obs, False
                 return obs, info
         raise lives.give_up()
+
+    def save(self) -> tuple[Any, Any] | None:
+        """Its last observation and its state; see Backend."""
+        if self._lives.broken:
+            return None
+        try:
+            return copy.deepcopy(self._obs), self._saver().save()
+        except BaseException as error:
+            self._lives.fail(error)
+            return None
+
+    def restore(self, saved: tuple[Any, Any]) -> None:
+        """Puts it back to where it was, or another one that is made for it; see Backend."""
+        lives = self._lives
+        self._obs, state = saved
+        try:
+            if lives.broken:
+                self._replace()
+            self._saver().restore(state)
+        except BaseException as error:
+            lives.fail(error)
+        else:
+            lives.broken = False
+
+    def _saver(self) -> Saver:
+        if self._saves is None or self._saves.env is not self.env:
+            self._saves = Saver(self.env)
+        return self._saves
 
     def _made(self) -> gym.Env:
         for _ in range(TRIES):
@@ -189,7 +220,7 @@ def repeating(env: gym.Env, make: Callable[[], gym.Env], on: bool) -> gym.Env:
     return env.env if isinstance(env, Repeating) else env
 
 
-_CALLS = {getattr(Guard, name).__code__ for name in ("__init__", "step", "reset", "close")}
+_CALLS = {getattr(Guard, name).__code__ for name in ("__init__", "step", "reset", "save", "restore", "close")}
 
 
 class Watchdog:

@@ -15,7 +15,9 @@ from trpo_tf.rollout.backends.local import LocalVectorEnv
 from trpo_tf.rollout.backends.processes import ProcessVectorEnv
 from trpo_tf.rollout.backends.restarts import Failure, Household
 from trpo_tf.rollout.backends.single_env import OLD_STEP, Prepared, time_limit, whole, wrapper_unpacks
+from trpo_tf.rollout.env_state import refusal
 
+GIVEN = "it is a vector environment; pass an id or a function instead"
 _NEXT_STEP = gym.vector.AutoresetMode.NEXT_STEP
 
 
@@ -176,6 +178,20 @@ class GymnasiumBackend:
             said = f"{MASK} in info reaches no policy; pass a function that makes one environment instead"
         if said:
             raise UsageError(f"--env={self.env_name}: its {call} does not fit: {said}")
+
+    def save(self, env: int) -> Any:
+        """See Backend."""
+        self._check_owned()
+        return self._envs.save(env)
+
+    def restore(self, env: int, saved: Any) -> None:
+        """See Backend."""
+        self._check_owned()
+        self._envs.restore(env, saved)
+
+    def _check_owned(self) -> None:
+        if not self._owned:
+            raise refusal(self.env_name, GIVEN)
 
     def fail_next(self, env: int) -> None:
         """See Backend."""

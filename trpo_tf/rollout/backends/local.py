@@ -52,6 +52,16 @@ class LocalVectorEnv:
                     ended[index], flags[0, index], flags[1, index] = True, terminated, truncated
         return self._joined(), np.array(rewards), flags[0], flags[1], {}
 
+    def save(self, index: int) -> tuple[Any, bool] | None:
+        """The state of an environment, and whether its episode has ended; see Backend."""
+        state = self.envs[index].save()
+        return None if state is None else (state, self._ended[index])
+
+    def restore(self, index: int, saved: tuple[Any, bool]) -> None:
+        """Puts an environment back to where it was; see Backend."""
+        state, self._ended[index] = saved
+        self.envs[index].restore(state)
+
     def _joined(self) -> Any:
         space = self.single_observation_space
         with np.errstate(over="ignore"):  # what is beyond the space's dtype is infinite

@@ -25,6 +25,7 @@ from gymnasium.vector.utils import write_to_shared_memory
 
 from trpo_tf.rollout.backends import checks
 from trpo_tf.rollout.backends.guard import quiet, repeating
+from trpo_tf.rollout.env_state import Saver, packed, unpacked
 
 _LONGEST_TRACE = 8000  # characters; what is sent must fit into a pipe that nobody reads yet
 
@@ -152,7 +153,7 @@ def run(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002, environments may use it
-    env = None
+    env = saver = None
     try:
         env = make()
         checks.same_spaces(env, spaces())
@@ -160,8 +161,15 @@ def run(
         pipe.send((True, ()))
         while (call := pipe.recv())[0] != "close":
             name, data = call
+            answer: Any = ()
             if name == "repeat":
-                env, answer = repeating(env, make, data), ()
+                env, saver = repeating(env, make, data), None
+            elif name == "save":
+                saver = saver or Saver(env)
+                answer = packed(saver.save())
+            elif name == "restore":
+                saver = saver or Saver(env)
+                saver.restore(unpacked(data))
             else:
                 obs, *answer = env.reset(seed=data)[:1] if name == "reset" else env.step(data)[:4]
                 with np.errstate(over="ignore"):  # what is beyond the space's dtype is infinite

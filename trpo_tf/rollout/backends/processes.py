@@ -138,6 +138,19 @@ class ProcessVectorEnv:
             reward[index], flags[0, index], flags[1, index] = answer
         return self._observed(), reward, *flags, {}
 
+    def save(self, index: int) -> tuple[tuple[bytes, bool], list[np.ndarray]] | None:
+        """The state of an environment, whether its episode has ended, and its last observation; see Backend."""
+        saved = self.envs[index].save()
+        return None if saved is None else (saved, [x[index].copy() for x in leaves(self._shared).values()])
+
+    def restore(self, index: int, saved: tuple[tuple[bytes, bool], list[np.ndarray]]) -> None:
+        """Puts an environment back to where it was; see Backend."""
+        state, obs = saved
+        self.envs[index].restore(*state)
+        for x, part in zip(leaves(self._shared).values(), obs, strict=True):
+            x[index] = part
+        self._observed()
+
     def _observed(self) -> Any:
         self._last = copy.deepcopy(self._shared)
         return self._last
@@ -239,8 +252,22 @@ class _Slot:
         """Asks for a step, or for the reset that is due."""
         if self._ended:
             self.ask_reset()
-        elif not self._lives.pretended:
+        elif not (self._lives.pretended or self._lives.broken):  # broken: when it was saved or put back
             self.process.ask("step", action)
+
+    def save(self) -> tuple[bytes, bool] | None:
+        """Its state, and whether its episode has ended; see Backend."""
+        if self._lives.broken:
+            return None
+        self.process.ask("save")
+        state = self._answered()
+        return None if state is None else (state, self._ended)
+
+    def restore(self, state: bytes, ended: bool) -> None:
+        """Puts it back to where it, or another one, was; see Backend."""
+        self._ended = ended
+        self.process.ask("restore", state)
+        self._lives.broken = self._answered() is None
 
     def answer(self) -> tuple[float, bool, bool] | None:
         """Reward, terminated, truncated; None where the environment failed.
@@ -251,11 +278,12 @@ class _Slot:
         if self._resetting:
             self._finish_reset()
             return 0.0, False, False
+        broken = self._lives.broken
         if self._lives.pretend(1):
             self._replace()
             answer = None
         else:
-            answer = self._answered()
+            answer = None if broken else self._answered()
         self._ended = answer is None or answer[1] or answer[2]
         return answer
 
