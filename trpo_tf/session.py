@@ -10,9 +10,9 @@ import numpy as np
 
 from trpo_tf import faults, seeds, state
 from trpo_tf.acting.stateful import stateful_act
+from trpo_tf.algorithms import ALGORITHMS
 from trpo_tf.config import Config, from_dict, structural, to_dict
 from trpo_tf.errors import Error, UsageError
-from trpo_tf.learner.learner import Learner
 from trpo_tf.messages import warn
 from trpo_tf.policy.policy import Policy
 from trpo_tf.policy.tensor_actor import make_actor
@@ -23,7 +23,7 @@ from trpo_tf.rollout.vector_env import VectorEnv
 from trpo_tf.run.checkpoint import Checkpoint
 from trpo_tf.run.directory import versions
 from trpo_tf.run.metrics.row import Row
-from trpo_tf.sources import Acting, check_workers, make_source
+from trpo_tf.sources import Acting, check_workers
 from trpo_tf.types import Rollout, pack, unpack
 
 _WINDOW = 20  # episodes in the running mean of returns
@@ -64,7 +64,9 @@ class Session:
         with contextlib.closing(probe):
             if not environments.given:  # one step: an environment that cannot work fails before anything is written
                 probe.step(stateful_act(make_actor(self.policy, live=True))(probe.reset(), np.ones(1, bool)))
-        self.learner = Learner(self.policy, config, seeds.derive_seed(config.run.seed, seeds.LEARNER))
+        self._algorithm = ALGORITHMS[config.algorithm.algorithm]
+        learner_seed = seeds.derive_seed(config.run.seed, seeds.LEARNER)
+        self.learner = self._algorithm.make_learner(self.policy, config, learner_seed)
         self.source = source
         self.total_steps = config.run.total_steps
         self.update = self.env_steps = self.episodes = self.invalid = 0
@@ -79,7 +81,7 @@ class Session:
     def start(self) -> None:
         """Makes the training environments, where none are there."""
         if self.source is None:
-            self.source = make_source(self._acting())
+            self.source = self._algorithm.make_source(self._acting())
         self._began = self._began or time.perf_counter()
 
     def _acting(self) -> Acting:
@@ -116,7 +118,7 @@ class Session:
         self.source.publish(self.update, self.policy.get_weights())
         faults.point("collect")
         rollout = self._rollout = self._rollout or self.source.next()  # the one before, where its update failed
-        steps = int(rollout.trajectory.mask.sum())
+        steps = rollout.steps
         boundary = (self.update + 1) % self.config.run.checkpoint_every == 0  # environments are rebuilt there
         if not boundary and self.env_steps + steps < self.total_steps:
             self.source.work_ahead()
@@ -186,8 +188,7 @@ class Session:
 
     def reward_scale(self) -> float:
         """What a unit of the value network is in the environment's units of reward."""
-        self.learner.wait()
-        return float(self.learner.reward_scaler.scale().numpy())
+        return self.learner.reward_scale()
 
     def checkpoint(self, source: bool = True) -> Checkpoint:
         """The whole state, for `restore` of a session of the same configuration; `source`: that of the source, too."""

@@ -44,6 +44,11 @@ class Rollout(NamedTuple):
     restarts: int = 0  # environments made anew so far, because they failed
     dropped: int = 0  # transitions so far that were masked with them
 
+    @property
+    def steps(self) -> int:
+        """Transitions, which are environment steps."""
+        return int(self.trajectory.mask.sum())
+
 
 def pack(rollout: Rollout, prefix: str) -> dict[str, np.ndarray]:
     """The arrays of a rollout by name, for a checkpoint."""

@@ -166,6 +166,11 @@ class Learner(tf.Module):
             self._finish_fit()  # beside the next rollout, it would keep the observations of this one in memory
         return metrics, fitting
 
+    def reward_scale(self) -> float:
+        """What a unit of the value network is in the environment's units of reward."""
+        self.wait()
+        return float(self.reward_scaler.scale().numpy())
+
     def state(self) -> dict[str, np.ndarray]:
         """What `restore` of a learner of the same configuration needs, when no value fit is under way."""
         self.wait()

@@ -1,0 +1,46 @@
+"""The algorithms by the names that --algorithm has for them: what learns, and where its rollouts come from."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from trpo_tf.config import Config
+from trpo_tf.learner.learner import Learner
+from trpo_tf.policy.policy import Policy
+from trpo_tf.rollout.sources import RolloutSource
+from trpo_tf.sources import Acting, make_source
+
+
+class Learns(Protocol):
+    """What learns from what a source gives, an update at a time; see learner.learner.Learner."""
+
+    def update(self, rollout: Any, update: int, progress: float) -> tuple[dict[str, Any], Future]:
+        """Learns from one rollout; metrics, and those that come later."""
+        ...
+
+    def wait(self) -> None:
+        """Lets what an update left under way end."""
+
+    def reward_scale(self) -> float:
+        """What a unit of the value network is in the environment's units of reward."""
+        ...
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What `restore` of a learner of the same configuration needs."""
+        ...
+
+    def restore(self, saved: dict[str, np.ndarray], replay: bool = True) -> None:
+        """Takes back what `state` gave."""
+
+
+class Algorithm(NamedTuple):
+    """What an algorithm is made of."""
+
+    make_learner: Callable[[Policy, Config, int], Learns]  # of the policy, updated in place; the last is a seed
+    make_source: Callable[[Acting], RolloutSource]  # of what the learner learns from
+
+
+_BY_GRADIENT = Algorithm(Learner, make_source)  # which of learner.rules steps, it knows itself
+ALGORITHMS = {"trpo": _BY_GRADIENT, "npg": _BY_GRADIENT, "vpg": _BY_GRADIENT}
