@@ -3,7 +3,7 @@
 import numpy as np
 
 # Purposes of derived seeds; a number is never used for two.
-WEIGHTS, TRAIN_ENVS, ACTIONS, LEARNER, EVAL_ENVS, SAMPLING, ENV_RESTARTS = range(7)
+WEIGHTS, TRAIN_ENVS, ACTIONS, LEARNER, EVAL_ENVS, SAMPLING, ENV_RESTARTS, BRANCHES = range(8)
 
 
 def derive_seed(seed: int, *path: int) -> int:

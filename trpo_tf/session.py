@@ -23,7 +23,7 @@ from trpo_tf.rollout.vector_env import VectorEnv
 from trpo_tf.run.checkpoint import Checkpoint
 from trpo_tf.run.directory import versions
 from trpo_tf.run.metrics.row import Row
-from trpo_tf.sources import Acting, check_workers
+from trpo_tf.sources import Acting, check
 from trpo_tf.types import Rollout, pack, unpack
 
 _WINDOW = 20  # episodes in the running mean of returns
@@ -94,8 +94,8 @@ class Session:
         Raises:
           UsageError: workers cannot have these environments, or this policy, or there is no Ray for them.
         """
-        if self.source is None and self.config.workers.workers:
-            check_workers(self._acting())
+        if self.source is None:
+            check(self._acting())
 
     def updates(self, until: int) -> Iterator[Row]:
         """Takes updates until so many environment steps are done in all; yields the metrics of each.

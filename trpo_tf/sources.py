@@ -25,6 +25,7 @@ from trpo_tf.rollout.sources.lagging import LaggingSource
 from trpo_tf.rollout.sources.local import LocalSource
 from trpo_tf.rollout.sources.prefetching import PrefetchingSource
 from trpo_tf.rollout.stepper import LocalStepper, Stepper
+from trpo_tf.rollout.vine import VinePlan, VineStepper
 from trpo_tf.rollout.workers.asynchronous import AsynchronousSource
 from trpo_tf.rollout.workers.crew import Crew
 from trpo_tf.rollout.workers.fleet import Fleet
@@ -71,12 +72,20 @@ def make_source(acting: Acting) -> RolloutSource:
     return PrefetchingSource(source) if off_policy.pipeline and not asynchronous else source
 
 
-def check_workers(acting: Acting) -> None:
-    """Raises UsageError where workers cannot have these environments, or this policy, or there is no Ray for them."""
-    from trpo_tf.rollout.workers import ray_cluster
+def check(acting: Acting) -> None:
+    """Tries what `make_source` needs.
 
-    _plan(acting)
-    ray_cluster.check(acting.config.workers)
+    Raises:
+      UsageError: workers cannot have these environments, or this policy, or there is no Ray for them; environments
+        cannot be put back to where they were, as a vine needs it.
+    """
+    if acting.config.sampling.vine:
+        acting.environments.check_states()
+    if acting.config.workers.workers:
+        from trpo_tf.rollout.workers import ray_cluster
+
+        _plan(acting)
+        ray_cluster.check(acting.config.workers)
 
 
 def _local(acting: Acting) -> LocalSource:
@@ -89,7 +98,16 @@ def _local(acting: Acting) -> LocalSource:
         return acting.environments.training(seeds.derive_seed(config.run.seed, seeds.TRAIN_ENVS, update))
 
     stepper = LocalStepper(make_envs, actor)
+    if config.sampling.vine:
+        stepper = VineStepper(make_envs, actor, _branches(acting))
     return _collecting(acting, stepper, actor, actor)
+
+
+def _branches(acting: Acting) -> VinePlan:
+    config = acting.config.sampling
+    seed = seeds.derive_seed(acting.config.run.seed, seeds.BRANCHES)
+    tried = acting.policy.tried(config.vine_actions)
+    return VinePlan(config.vine_states, tried[0], config.vine_steps, tried[1], config.vine_common_noise, seed)
 
 
 def _synchronous(acting: Acting) -> LocalSource:

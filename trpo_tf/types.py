@@ -30,6 +30,25 @@ class Trajectory(NamedTuple):
     mask: Any  # [T, B] float, 1 where the row is a transition, else 0
 
 
+class Branches(NamedTuple):
+    """What a vine adds to a Trajectory: short rollouts from S of its states, K actions in each, H time steps at most.
+
+    A branch begins with an action of its own and goes on with the policy. It is over before H steps where its episode
+    is.
+
+    Reference: Schulman et al. 2015, section 5.2.
+    """
+
+    row: Any  # [S] int32: state s is obs[t, b] of the trajectory, row t B + b
+    weight: Any  # [S] float, 0 where row t is no transition, or a branch met NaN, infinity or a failure; else 1
+    raw_action: Any  # [S, K, A], the first action of each branch
+    behavior_logp: Any  # [S, K], of that action, under the policy that acted
+    reward: Any  # [S, K, H], in the environment's units, 0 where mask is 0
+    mask: Any  # [S, K, H] float, 1 where the branch made a step
+    terminated: Any  # [S, K] bool, whether it ended in a terminal state; where it did not, a value follows it
+    end_obs: Any  # dict of [S, K, ...], its last observation
+
+
 class Rollout(NamedTuple):
     """A Trajectory, and where it comes from. A column is one stream of experience."""
 
@@ -43,36 +62,50 @@ class Rollout(NamedTuple):
     invalid: int  # transitions that were masked, because they held NaN or infinity
     restarts: int = 0  # environments made anew so far, because they failed
     dropped: int = 0  # transitions so far that were masked with them
+    branches: Branches | None = None  # of a vine
 
     @property
     def steps(self) -> int:
-        """Transitions, which are environment steps."""
-        return int(self.trajectory.mask.sum())
+        """Transitions, which are environment steps, those of branches among them."""
+        branched = 0 if self.branches is None else int(self.branches.mask.sum())
+        return int(self.trajectory.mask.sum()) + branched
 
 
 def pack(rollout: Rollout, prefix: str) -> dict[str, np.ndarray]:
     """The arrays of a rollout by name, for a checkpoint."""
     fields = rollout._asdict()
-    trajectory = fields.pop("trajectory")._asdict()
+    trajectory, branches = fields.pop("trajectory")._asdict(), fields.pop("branches")
     leaves = {f"obs/{name}": x for name, x in trajectory.pop("obs").items()} | trajectory
     numbers = {"episode_returns": np.float64, "episode_lengths": np.int64, "episode_ends": np.int64}
     numbers |= {"invalid": np.int64, "restarts": np.int64, "dropped": np.int64}
     leaves |= {name: np.asarray(x, numbers.get(name)) for name, x in fields.items()}
+    if branches is not None:
+        own = branches._asdict()
+        own |= {f"end_obs/{name}": x for name, x in own.pop("end_obs").items()}
+        leaves |= {f"branches/{name}": x for name, x in own.items()}
     return {f"{prefix}/{name}": x for name, x in leaves.items()}
 
 
 def unpack(arrays: dict[str, np.ndarray], prefix: str) -> Rollout | None:
     """The rollout that `pack` gave these names, None where there is none; other entries are left alone."""
-    leaves = {name.removeprefix(f"{prefix}/"): x for name, x in arrays.items() if name.startswith(f"{prefix}/")}
+    leaves = _below(f"{prefix}/", arrays)
     if not leaves:
         return None
-    obs = {name.removeprefix("obs/"): x for name, x in leaves.items() if name.startswith("obs/")}
+    obs = _below("obs/", leaves)
     trajectory = Trajectory(obs, **{name: leaves[name] for name in Trajectory._fields if name != "obs"})
-    counts = (int(leaves[name]) for name in ("invalid", "restarts", "dropped"))
+    counts = [int(leaves[name]) for name in ("invalid", "restarts", "dropped")]
     leaves.setdefault("episode_ends", np.zeros(len(leaves["episode_returns"]), np.int64))  # older files lack it
     episodes = (leaves[name].tolist() for name in ("episode_returns", "episode_lengths", "episode_ends"))
     behavior = leaves["behavior_params"], leaves["version"], leaves["discounted_return"]
-    return Rollout(trajectory, *behavior, *episodes, *counts)
+    branches: Branches | None = None
+    if own := _below("branches/", leaves):
+        arrays = {name: own[name] for name in Branches._fields if name != "end_obs"}
+        branches = Branches(**arrays, end_obs=_below("end_obs/", own))
+    return Rollout(trajectory, *behavior, *episodes, *counts)._replace(branches=branches)
+
+
+def _below(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
 
 
 class Batch(NamedTuple):

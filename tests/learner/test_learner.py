@@ -11,8 +11,7 @@ import tensorflow as tf
 
 from trpo_tf.config import make_config
 from trpo_tf.errors import ActingDiffersError
-from trpo_tf.learner import learner as module
-from trpo_tf.learner import step_rule
+from trpo_tf.learner import fisher, step_rule
 from trpo_tf.learner.learner import Learner
 from trpo_tf.learner.objective import mean_kl
 from trpo_tf.learner.statistics import mean_weights
@@ -163,11 +162,11 @@ def test_a_value_fit_that_fails_ends_the_next_update(make_session):
 
 
 def test_fisher_products_use_the_fraction_of_transitions_asked_for():
-    assert [module._fisher_count(rows, 0) for rows in (1, 2048, 4096, 5000, 16384, 100_000)] == [
+    assert [fisher.count(rows, 0) for rows in (1, 2048, 4096, 5000, 16384, 100_000)] == [
         1, 2048, 4096, 4096, 4096, 20_000,
     ]  # fmt: skip
-    assert [module._fisher_count(rows, 0.1) for rows in (1, 2048)] == [1, 205]
-    assert module._fisher_count(77, 1.0) == 77
+    assert [fisher.count(rows, 0.1) for rows in (1, 2048)] == [1, 205]
+    assert fisher.count(77, 1.0) == 77
 
 
 def test_large_batches_have_smaller_fisher_products(make_session, monkeypatch):

@@ -40,7 +40,7 @@ def test_the_fourth_update_with_optimal_weights(make_session, stepped, prepared,
     session = make_session(reuse=2, reuse_weights="optimal", behavior_lag=lag, **settings)
     calls, policy = prepared(session), session.policy
     *_, row = stepped(session, 4)
-    trajectory, _, stale = tf.nest.map_structure(np.asarray, calls[-1].given)
+    trajectory, _, stale = tf.nest.map_structure(np.asarray, calls[-1].given[:3])
     behavior_params, staleness, kept, _ = stale
     _, made, theta = calls[-1]
     batch, fit = made.batch, made.value_batch

@@ -46,7 +46,7 @@ def test_it_is_merged_with_the_returns_of_every_rollout_once(make_session, prepa
     calls, seen = prepared(session), []
     for update in range(2):
         session.step()
-        trajectory, discounted_return, _ = calls[update].given
+        trajectory, discounted_return, *_ = calls[update].given
         seen.extend(discounted_return.numpy()[trajectory.mask.numpy() > 0])
     scaler = session.learner.reward_scaler
     assert float(scaler.moments.count) == len(seen)

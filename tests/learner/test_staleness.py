@@ -153,7 +153,7 @@ def test_every_transition_has_its_own_staleness_whatever_the_order(make_session,
     calls = prepared(session)
     for u in range(4):
         row = dict(session.step())
-        trajectory, _, (_, staleness, *_) = calls[u].given
+        trajectory, _, (_, staleness, *_), _ = calls[u].given
         earlier = versions[u - 1] if u else versions[0]
         expected = first + u - np.concatenate([versions[u], earlier], 1)
         np.testing.assert_array_equal(staleness, expected)

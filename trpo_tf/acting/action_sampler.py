@@ -7,7 +7,7 @@ import numpy as np
 
 from trpo_tf.acting import spaces
 from trpo_tf.acting.arrays import join
-from trpo_tf.acting.samplers import make_sampler
+from trpo_tf.acting.samplers import CategoricalSampler, make_sampler
 from trpo_tf.config import PolicyConfig
 from trpo_tf.errors import UsageError
 
@@ -15,7 +15,8 @@ from trpo_tf.errors import UsageError
 class ActionSampler:
     """The samplers of the parts of an action space, their columns one after the other.
 
-    Interface as in samplers.py; `parts` are the samplers by the name of the part.
+    Interface as in samplers.py; `parts` are the samplers by the name of the part, and `choices` is how many actions
+    there are where an action is one choice: raw actions 0, 1, ... [N, 1]. Else it is 0.
 
     Args:
       space: of a single environment.
@@ -41,6 +42,8 @@ class ActionSampler:
         self.bias = np.concatenate([part.bias for part in parts])
         self.free = np.concatenate([part.free for part in parts])
         self.in_numpy = all(part.in_numpy for part in parts)
+        alone = len(parts) == 1 and isinstance(parts[0], CategoricalSampler) and parts[0].action_size == 1
+        self.choices = self.size if alone else 0
         self._no_noise = np.zeros((1, self.noise_size), np.float32)
 
     def split(self, x, kind: str) -> list:

@@ -9,6 +9,7 @@ from typing import Any
 from trpo_tf.config import rooms
 from trpo_tf.config.algorithm import AlgorithmConfig
 from trpo_tf.config.off_policy import OffPolicyConfig
+from trpo_tf.config.sampling import SamplingConfig
 from trpo_tf.config.workers import WorkersConfig
 from trpo_tf.errors import UsageError
 
@@ -23,6 +24,7 @@ class Config:
 
     run: rooms.RunConfig = dataclasses.field(default=rooms.RunConfig())
     environment: rooms.EnvironmentConfig = dataclasses.field(default=rooms.EnvironmentConfig())
+    sampling: SamplingConfig = dataclasses.field(default=SamplingConfig())
     policy: rooms.PolicyConfig = dataclasses.field(default=rooms.PolicyConfig())
     advantage: rooms.AdvantageConfig = dataclasses.field(default=rooms.AdvantageConfig())
     algorithm: AlgorithmConfig = dataclasses.field(default=AlgorithmConfig())
@@ -39,6 +41,8 @@ class Config:
         if self.off_policy.pipeline and self.run.checkpoint_every == 1:
             raise UsageError("--checkpoint_every=1: --pipeline collects ahead between checkpoints only; must be >= 2")
         self._check_workers()
+        if self.sampling.vine:
+            self._check_vine()
         trusted = {"--radius=adaptive": self.radius.radius, "--objective=penalty": self.trust_region.objective}
         for flag, value in trusted.items():
             if self.algorithm.algorithm != "trpo" and flag.endswith(value):
@@ -71,6 +75,24 @@ class Config:
         if workers and self.environment.env_processes:
             raise UsageError("--env_processes: workers are processes already; use more --workers")
 
+    def _check_vine(self) -> None:
+        """Raises UsageError for what does not go with a vine; takes gymnasium's environments, which it needs."""
+        others = {
+            "--workers": self.workers.workers,
+            "--pipeline, --behavior_lag and --reuse": self.off_policy.enabled,
+            "--radius=adaptive": self.radius.radius == "adaptive",
+            f"--network={self.policy.network}": self.policy.length > 1,
+        }
+        for flag, given in others.items():
+            if given:
+                raise UsageError(f"--sampling=vine: does not go with {flag}; leave one of them out")
+        rows = self.time_steps * self.environment.num_envs
+        if self.sampling.vine_states > rows:
+            raise UsageError(f"--vine_states={self.sampling.vine_states}: must be <= {rows}, the states of an update")
+        if self.environment.env_backend == "auto":
+            ours = dataclasses.replace(self.environment, env_backend="gymnasium")
+            object.__setattr__(self, "environment", ours)
+
     @property
     def stale(self) -> bool:
         """Whether transitions of older policies are learned from."""
@@ -92,6 +114,7 @@ _OWN = {"resume", "ray_address", "allow_insecure_ray"}  # what joins a cluster r
 GROUPS = {
     "run": "the run",
     "environment": "environments",
+    "sampling": "single path and vine",
     "policy": "policy and value networks",
     "advantage": "advantages",
     "algorithm": "algorithm",

@@ -2,6 +2,25 @@
 
 import tensorflow as tf
 
+from trpo_tf.learner.layout import Layout
+
+
+def draw_rows(layout: Layout, fraction: float, seed: tf.Tensor) -> tf.Tensor | None:
+    """The rows that Fisher products use, [M] int32, whole sequences; None: all.
+
+    fraction: of the rows; 0: as `count` says. seed: [2] int32, of the draw.
+    """
+    sequences = -(-count(layout.rows, fraction) // layout.length)
+    if sequences >= layout.sequences:
+        return None
+    drawn = tf.argsort(tf.random.stateless_uniform([layout.sequences], seed))[:sequences]
+    return layout.rows_of_sequences(drawn)
+
+
+def count(rows: int, fraction: float) -> int:
+    """How many of so many rows Fisher products use; with fraction 0 a fifth of them, but 4096 at least."""
+    return max(1, round(fraction * rows)) if fraction else max(min(rows, 4096), rows // 5)
+
 
 def forward_product(network, distribution, theta: tf.Tensor, weights: tf.Tensor, vector: tf.Tensor) -> tf.Tensor:
     """Multiplies the Fisher matrix with a vector, in Gauss-Newton form.

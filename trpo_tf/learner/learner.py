@@ -14,7 +14,7 @@ import tensorflow as tf
 from trpo_tf import faults, state
 from trpo_tf.config import Config
 from trpo_tf.errors import ActingDiffersError
-from trpo_tf.learner import chunks, conjugate_gradient, line_search, value_fit
+from trpo_tf.learner import chunks, conjugate_gradient, fisher, line_search, value_fit
 from trpo_tf.learner.layout import Layout
 from trpo_tf.learner.objective import Objective, make_objective
 from trpo_tf.learner.prepare import Preparation, Prepared, StaleInput
@@ -63,7 +63,12 @@ class Learner(tf.Module):
         weights = batch_weights(config.off_policy)
         self.replay = Replay(weights) if config.stale else None
         self._layout = Layout(config.time_steps, envs * len(weights), length)  # the first num_envs columns are new
-        self._chunk = -(-config.compute.chunk_size // length) * length  # whole sequences
+        self._batch_layout, self._group, together = self._layout, 1, length  # rows of the policy step
+        if config.sampling.vine:
+            together, every = policy.tried(config.sampling.vine_actions)
+            self._batch_layout = Layout(config.sampling.vine_states * together, 1, 1)
+            self._group = 1 if every else together
+        self._chunk = -(-config.compute.chunk_size // together) * together  # whole sequences, or states
         self._preparation = Preparation(policy, config, self._layout, self._chunk, self.reward_scaler)
         self.step_rule = step_rule or RULES[config.algorithm.algorithm](
             config,
@@ -141,7 +146,8 @@ class Learner(tf.Module):
         obs = {name: _shared(x) for name, x in trajectory.obs.items()}
         tensors = tf.nest.map_structure(tf.convert_to_tensor, trajectory._replace(obs=()))._replace(obs=obs)
         discounted_return = tf.convert_to_tensor(rollout.discounted_return)
-        prepared = self._prepare(tensors, discounted_return, self._stale_input(mixture, update))
+        branches = rollout.branches and tf.nest.map_structure(tf.convert_to_tensor, rollout.branches)
+        prepared = self._prepare(tensors, discounted_return, self._stale_input(mixture, update), branches)
         if self.replay and prepared.stale:
             advantage = prepared.stale.new_advantage.numpy()
             self.replay.settle(np.where(np.isfinite(advantage), advantage, np.float32(0)))
@@ -232,18 +238,19 @@ class Learner(tf.Module):
         return metrics | {"policy/committed": tf.cast(finite, tf.int32)}
 
     def _objective(self, prepared: Prepared, seed: tf.Tensor) -> Objective:
-        config, layout = self._config.trust_region, self._layout
-        count = -(-_fisher_count(layout.rows, config.fisher_fraction) // layout.length)
-        fisher_rows = None
-        if count < layout.sequences:
-            drawn = tf.argsort(tf.random.stateless_uniform([layout.sequences], seed))[:count]
-            fisher_rows = layout.rows_of_sequences(drawn)
+        config, layout = self._config.trust_region, self._batch_layout
 
         def network(theta: tf.Tensor, rows: dict[str, tf.Tensor]) -> tf.Tensor:
             return self.policy.params(theta, self._preparation.features(rows, prepared.constants), layout.length)
 
         return make_objective(
-            network, self.policy.distribution, prepared.batch, fisher_rows, config.fisher_product, self._chunk
+            network,
+            self.policy.distribution,
+            prepared.batch,
+            fisher.draw_rows(layout, config.fisher_fraction, seed),
+            config.fisher_product,
+            self._chunk,
+            self._group,
         )
 
     def _timed_fit(self, value_batch: ValueBatch, constants: tuple, seed, learning_rate) -> dict[str, float]:
@@ -308,11 +315,6 @@ class Learner(tf.Module):
             return ()
 
         return tf.cast(if_finite(policy.normalizer.variables, merge)[1], tf.int32)
-
-
-def _fisher_count(rows: int, fraction: float) -> int:
-    """How many of so many transitions Fisher products use."""
-    return max(1, round(fraction * rows)) if fraction else max(min(rows, 4096), rows // 5)
 
 
 def _shared(array: np.ndarray) -> tf.Tensor:

@@ -15,18 +15,24 @@ from trpo_tf.learner.statistics import mean_weights, weighted_sum
 from trpo_tf.types import Batch
 
 
-def surrogate(distribution, params: tf.Tensor, batch: Batch, weights: tf.Tensor) -> tf.Tensor:
+def surrogate(distribution, params: tf.Tensor, batch: Batch, weights: tf.Tensor, group: int = 1) -> tf.Tensor:
     """sum_n w_n ratio_n advantage_n; maximised. Float64 scalar.
 
-    Reference: Schulman et al. 2015, equation 14.
+    In groups, the ratios of each are divided by their mean: several actions in one state, self-normalised.
+
+    Reference: Schulman et al. 2015, equation 14; in groups equation 16.
 
     Args:
       distribution: an ActionDistribution.
       params: [N, K], of the candidate.
       batch: raw_action, behavior_logp and advantage are read.
       weights: [N].
+      group: rows of one state, which stand together; 1: every row is by itself.
     """
     ratio = tf.exp(distribution.log_prob(params, batch.raw_action) - batch.behavior_logp)
+    if group > 1:
+        ratios = tf.reshape(ratio, [-1, group])
+        ratio = tf.reshape(ratios / tf.reduce_mean(ratios, 1, keepdims=True), [-1])
     return weighted_sum(ratio * batch.advantage, weights)
 
 
@@ -52,6 +58,7 @@ class Objective(NamedTuple):
     fisher_weights: tf.Tensor  # [M], theirs, in the type of theta; they sum to 1
     fisher_product_of: Callable[..., tf.Tensor]
     chunk_size: int  # transitions that the network sees at once; 0: all
+    group: int = 1  # rows whose ratios are divided by their mean; divides chunk_size
 
     @property
     def transitions(self) -> int:
@@ -68,7 +75,7 @@ class Objective(NamedTuple):
         """The surrogate under weights [N], a scalar, float64."""
 
         def part(rows: Batch, weights):
-            return surrogate(self.distribution, self.network(theta, rows.features), rows, weights)
+            return surrogate(self.distribution, self.network(theta, rows.features), rows, weights, self.group)
 
         return chunks.add_up(part, self.batch, weights, self.chunk_size)
 
@@ -78,7 +85,8 @@ class Objective(NamedTuple):
         def part(rows: Batch, weights):
             with tf.GradientTape() as tape:
                 tape.watch(theta)
-                value = surrogate(self.distribution, self.network(theta, rows.features), rows, weights)
+                params = self.network(theta, rows.features)
+                value = surrogate(self.distribution, params, rows, weights, self.group)
             return value, tape.gradient(value, theta)
 
         weights = self.weights if weights is None else weights
@@ -105,7 +113,7 @@ class Objective(NamedTuple):
             batch, old = rows
             params = self.network(theta, batch.features)
             return (
-                surrogate(self.distribution, params, batch, weights),
+                surrogate(self.distribution, params, batch, weights, self.group),
                 mean_kl(self.distribution, old, params, weights),
             )
 
@@ -119,6 +127,7 @@ def make_objective(
     fisher_rows: tf.Tensor | None = None,
     fisher_product: str = "forward",
     chunk_size: int = 0,
+    group: int = 1,
 ) -> Objective:
     """The objective of a batch.
 
@@ -129,6 +138,7 @@ def make_objective(
       fisher_rows: [M] int32, the transitions that Fisher products use; None: all.
       fisher_product: "forward" or "reverse".
       chunk_size: transitions that the network sees at once; 0: all.
+      group: see `surrogate`; divides N and chunk_size.
 
     Raises:
       ValueError: a field of the batch has another shape.
@@ -146,4 +156,5 @@ def make_objective(
         tf.cast(mean_weights(weights), batch.advantage.dtype),
         fisher.PRODUCTS[fisher_product],
         chunk_size,
+        group,
     )

@@ -1,6 +1,6 @@
 """From a rollout to what the policy step and the value fit take: values, scaled rewards, estimates, rows of a batch."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -9,12 +9,13 @@ from trpo_tf.config import Config
 from trpo_tf.learner import chunks, staleness
 from trpo_tf.learner.estimate import Estimate
 from trpo_tf.learner.estimate.gae import gae
+from trpo_tf.learner.estimate.vine import action_values, vine
 from trpo_tf.learner.estimate.vtrace import Comparison, vtrace_estimate
 from trpo_tf.learner.layout import Layout
 from trpo_tf.learner.reuse import Mixture
 from trpo_tf.learner.reward_scaler import RewardScaler
 from trpo_tf.policy.policy import Policy
-from trpo_tf.types import Batch, Trajectory, ValueBatch
+from trpo_tf.types import Batch, Branches, Trajectory, ValueBatch
 
 
 class StaleInput(NamedTuple):
@@ -44,6 +45,7 @@ class Prepared(NamedTuple):
     advantage_std: tf.Tensor  # scalar float64, in standard deviations of the discounted return
     rewards_committed: tf.Tensor  # scalar int32, 1 where the reward moments took the new rollout into account
     stale: Stale | None  # None where every transition is fresh
+    rows: tf.Tensor | None = None  # [N] int32, of a vine: whose observation each row of the batch is, among [T W]
 
 
 class Preparation:
@@ -75,6 +77,8 @@ class Preparation:
         value_batch = prepared.value_batch
         if not self.policy.shared:
             value_batch = value_batch._replace(features=rows)
+        if prepared.rows is not None:
+            rows = {name: tf.gather(x, prepared.rows) for name, x in rows.items()}
         return prepared._replace(batch=prepared.batch._replace(features=rows), value_batch=value_batch)
 
     def features(self, rows: dict[str, tf.Tensor], constants: tuple) -> dict[str, tf.Tensor]:
@@ -82,7 +86,11 @@ class Preparation:
         return self.policy.preprocess(rows, constants) if constants else rows
 
     def prepare(
-        self, trajectory: Trajectory, discounted_return: tf.Tensor, stale: StaleInput | None = None
+        self,
+        trajectory: Trajectory,
+        discounted_return: tf.Tensor,
+        stale: StaleInput | None = None,
+        branches: Branches | None = None,
     ) -> Prepared:
         """Values, scaled rewards, estimates, and all of it by row of a batch.
 
@@ -90,6 +98,7 @@ class Preparation:
           trajectory: [T, W, ...].
           discounted_return: [T, B], of new transitions.
           stale: None where every transition is fresh.
+          branches: of a vine. The policy step learns from them, the value fit from the trajectory.
         """
         config, policy, layout = self._config, self.policy, self._layout
         obs = {name: layout.flat(x) for name, x in trajectory.obs.items()}
@@ -108,20 +117,29 @@ class Preparation:
             estimate, found = self._stale_estimate(trajectory, reward, values[:, new], compared, scale, stale)
         else:
             estimate = gae(trajectory, reward, values, config.advantage)
-        unit = tf.cast(scale / self._reward_scaler.std(), tf.float64)
         features = () if constants else {name: layout.by_sequence(x) for name, x in obs.items()}
         batch, value_batch = self._batches(trajectory, estimate, values, features)
         if hidden is not None:
             value_batch = value_batch._replace(features={"vector": layout.by_sequence(hidden)})
-        return Prepared(batch, value_batch, constants, estimate.advantage_std * unit, committed, found)
+        rows = None
+        if branches is not None:
+            estimate, rows = self._vine(branches, trajectory.mask, constants)
+            batch = self._branch_batch(branches, estimate, features, rows)
+        unit = tf.cast(scale / self._reward_scaler.std(), tf.float64)
+        return Prepared(batch, value_batch, constants, estimate.advantage_std * unit, committed, found, rows)
 
     def _values(self, obs: dict, constants: tuple) -> tuple[tf.Tensor, tf.Tensor | None]:
         """V [T+1, W] of flat obs [(T+1) W, ...], and with a shared torso its outputs [(T+1) W, D].
 
         Rows are sequences of one here: the recurrent states before them are those that the actor went through.
         """
-        policy, layout = self.policy, self._layout
-        rows = (layout.time + 1) * layout.columns
+        layout = self._layout
+        values, hidden = self._flat_values(obs, (layout.time + 1) * layout.columns, constants)
+        return tf.reshape(values, [layout.time + 1, layout.columns]), hidden
+
+    def _flat_values(self, obs: dict, rows: int, constants: tuple) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """V [rows] of flat obs [rows, ...], and with a shared torso its outputs [rows, D]."""
+        policy = self.policy
 
         def by_chunks(function):
             return chunks.apply(lambda obs: function(self.features(obs, constants)), obs, rows, self._chunk)
@@ -132,7 +150,31 @@ class Preparation:
             values = policy.values({"vector": hidden})
         else:
             values = by_chunks(policy.values)
-        return tf.reshape(values, [layout.time + 1, layout.columns]), hidden
+        return values, hidden
+
+    def _vine(self, branches: Branches, mask: tf.Tensor, constants: tuple) -> tuple[Estimate, tf.Tensor]:
+        """The Estimate of branches [S, K], and the row of the trajectory that each begins in, [S K]. mask: [T, B]."""
+        states, actions = branches.behavior_logp.shape
+        end = {name: self._layout.flat(x) for name, x in branches.end_obs.items()}
+        end = end if constants else self.policy.preprocess(end)
+        values, _ = self._flat_values(end, states * actions, constants)
+        found = action_values(
+            self._reward_scaler(branches.reward),
+            branches.mask,
+            branches.terminated,
+            tf.reshape(values, [states, actions]),
+            self._config.advantage.gamma,
+        )
+        weight = branches.weight * tf.gather(tf.reshape(mask, [-1]), branches.row)
+        _, every = self.policy.tried(self._config.sampling.vine_actions)
+        return vine(found, branches.behavior_logp, weight, every), tf.repeat(branches.row, actions)
+
+    def _branch_batch(self, branches: Branches, estimate: Estimate, features: Any, rows: tf.Tensor) -> Batch:
+        """The Batch of branches, K rows of each state together."""
+        flat = (tf.reshape(x, [-1]) for x in (estimate.behavior_logp, estimate.advantage, estimate.weights))
+        return Batch(
+            tf.nest.map_structure(lambda x: tf.gather(x, rows), features), self._layout.flat(branches.raw_action), *flat
+        )
 
     def _stale_estimate(
         self, trajectory: Trajectory, reward, values, compared: Comparison, scale, given: StaleInput

@@ -163,6 +163,11 @@ class Policy(tf.Module):
         """Log-probabilities [N] of raw actions [N, A] under the distribution's parameters [N, K]."""
         return self.distribution.log_prob(params, raw_action)
 
+    def tried(self, most: int) -> tuple[int, bool]:
+        """How many actions to try in a state, `most` at most, and whether those are all: raw actions 0, 1, ..."""
+        choices = 0 if self.encoder.masks else self.distribution.sampler.choices
+        return (choices, True) if 0 < choices <= most else (most, False)
+
     def acting_spec(self) -> ActingSpec | None:
         """The policy as plain data for an ArrayActor; None where NumPy cannot act for it."""
         layers = None

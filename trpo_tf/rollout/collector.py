@@ -13,7 +13,7 @@ from trpo_tf.messages import warn
 from trpo_tf.rollout.finite import clean
 from trpo_tf.rollout.stepper import Past, Stepper, Steps
 from trpo_tf.state import part, prefixed
-from trpo_tf.types import Rollout, Trajectory
+from trpo_tf.types import Branches, Rollout, Trajectory
 
 _COUNTERS = ("act_count", "invalid", "restarts", "dropped", "built_at")  # of a Collector
 
@@ -134,8 +134,9 @@ class Collector:
         versions = np.full(steps.reward.shape, version, np.int32)
         returns = self._discounted_returns(trajectory)
         self._disturbed = False
+        branches = steps.branches and _with_logp(steps.branches, steps.params, log_prob)
         lost = self.restarts, self.dropped
-        return Rollout(trajectory, steps.params, versions, returns, *episodes, invalid, *lost)
+        return Rollout(trajectory, steps.params, versions, returns, *episodes, invalid, *lost, branches)
 
     def _mask_invalid(self, steps: Steps, logp: np.ndarray) -> tuple[Trajectory, int]:
         """The trajectory, transitions masked whose observation, successor, reward or log-probability is not finite, and
@@ -178,3 +179,11 @@ class Collector:
     def close(self) -> None:
         """Frees the environments."""
         self._stepper.close()
+
+
+def _with_logp(branches: Branches, params: np.ndarray, log_prob: Callable) -> Branches:
+    """The branches, with the log-probability of their first actions under params [T, B, K] of the trajectory."""
+    states, actions, size = branches.raw_action.shape
+    theirs = params.reshape(-1, params.shape[-1])[branches.row].repeat(actions, 0)
+    logp = log_prob(theirs, branches.raw_action.reshape(-1, size))
+    return branches._replace(behavior_logp=np.asarray(logp).reshape(states, actions))

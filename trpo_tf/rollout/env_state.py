@@ -94,8 +94,11 @@ class Saver:
         draws = [space.np_random.bit_generator.state for space in self._spaces]
         return Saved(attributes, [one.save() for one in self._simulators], draws)
 
-    def restore(self, saved: Saved) -> None:
-        """Puts the environment back to where it, or another one of the same make, was."""
+    def restore(self, saved: Saved, seed: int | None = None) -> None:
+        """Puts the environment back to where it, or another one of the same make, was.
+
+        seed: of `np_random` from there on; None: that goes on as it did. Other generators go on in any case.
+        """
         memo: dict[Any, Any] = {_Held: self._live}
         for layer, fixed, attributes in zip(self._layers, self._fixed, saved.attributes, strict=True):
             now = vars(layer)
@@ -113,6 +116,10 @@ class Saver:
             one.restore(state)
         for space, state in zip(self._spaces, saved.draws, strict=True):
             space.np_random.bit_generator.state = state
+        if seed is not None:
+            for index, layer in enumerate(self._layers):
+                if not isinstance(layer, gym.Wrapper):
+                    layer.np_random = np.random.Generator(np.random.PCG64([seed, index]))
 
 
 def packed(saved: Any) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 from trpo_tf.rollout.backends.restarts import Failure, count_restarts
 from trpo_tf.rollout.finite import all_finite, clean, unwarned
 from trpo_tf.rollout.vector_env import Episodes, VectorEnv
-from trpo_tf.types import ALIGNMENT
+from trpo_tf.types import ALIGNMENT, Branches
 
 
 class Past(NamedTuple):
@@ -51,6 +51,7 @@ class Steps(NamedTuple):
     truncated: np.ndarray
     mask: np.ndarray
     bad_obs: np.ndarray  # [T+1, B] bool, where an observation was not finite
+    branches: Branches | None = None  # of a vine; behavior_logp is not known yet
 
     @classmethod
     def empty(cls, shape: tuple[int, int], actor: Any) -> "Steps":
@@ -179,6 +180,7 @@ class LocalStepper:
             for t in range(len(noise)):
                 seen = {name: x[t] for name, x in seen_obs.items()}
                 steps.params[t], steps.raw_action[t], after = actor(seen, noise[t])
+                self._before(t)
                 given = envs.step(actor.to_env(steps.raw_action[t]))
                 finite = True
                 with unwarned():
@@ -199,6 +201,9 @@ class LocalStepper:
                     for name, state in zip(states, after, strict=True):
                         seen_obs[name][t + 1] = state
         return steps, Losses(losses.restarts, losses.dropped, losses.failed), envs.pop_episodes()
+
+    def _before(self, t: int) -> None:
+        """Called before the environments make time step t of a rollout; nothing, here."""
 
     def metrics(self) -> dict[str, Any]:
         """None."""

@@ -182,7 +182,7 @@ class VectorEnv:
             state = self._backend.save(env)
         return None if state is None else (state, [getattr(self, name)[env] for name in _BOOKS])
 
-    def restore(self, env: int, saved: Any) -> None:
+    def restore(self, env: int, saved: Any, seed: int | None = None) -> None:
         """Puts environment `env` back to where it was when it was saved; or another one of the same make was.
 
         Episodes that ended meanwhile are still among those of `pop_episodes`.
@@ -190,13 +190,14 @@ class VectorEnv:
         Args:
           env: its index.
           saved: not None.
+          seed: of its random generator from there on; None: that goes on as it would have.
 
         Raises:
           UsageError: as `save`.
         """
         state, books = saved
         with self._named:
-            self._backend.restore(env, state)
+            self._backend.restore(env, state, seed)
         for name, value in zip(_BOOKS, books, strict=True):
             getattr(self, name)[env] = value
         self._quiet = 0  # looks at the next step whether anything is to be cut or reset

@@ -1,6 +1,6 @@
 """Estimates: pure functions from what was rolled out, and values, to what the learner needs.
 
-Where every transition has staleness 0 the estimate is gae, else vtrace.
+Of a trajectory whose transitions all have staleness 0 it is gae, else vtrace; of branches it is vine.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 
 class Estimate(NamedTuple):
-    """What transitions say about the policy theta_old; [T, W] each unless said otherwise."""
+    """What transitions say about the policy theta_old; [T, W] each unless said otherwise, of branches [S, K]."""
 
     advantage: tf.Tensor  # standardised; 0 where the weight is 0
     returns: tf.Tensor  # [T, B], targets of the value network, of new transitions: the first B columns

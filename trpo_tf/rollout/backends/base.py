@@ -59,7 +59,7 @@ class Backend(Protocol):
           UsageError: the backend cannot put environments back to where they were.
         """
 
-    def restore(self, env: int, saved: Any) -> None:
+    def restore(self, env: int, saved: Any, seed: int | None = None) -> None:
         """Puts environment `env` back to where it was, or another one of the same make, when it was saved.
 
         Where it failed since, it is made anew first; where it fails at that, its episode ends at the next step.
@@ -67,6 +67,7 @@ class Backend(Protocol):
         Args:
           env: its index.
           saved: not None.
+          seed: of its random generator from there on; None: that goes on as it would have.
 
         Raises:
           UsageError: as `save`.

@@ -156,7 +156,7 @@ class EnvPoolBackend:
         """See Backend."""
         raise refusal(self.env_name, NO_STATE)
 
-    def restore(self, env: int, saved: Any) -> None:
+    def restore(self, env: int, saved: Any, seed: int | None = None) -> None:
         """See Backend."""
         raise refusal(self.env_name, NO_STATE)
 

@@ -114,14 +114,14 @@ class Guard(gym.Wrapper):
             self._lives.fail(error)
             return None
 
-    def restore(self, saved: tuple[Any, Any]) -> None:
+    def restore(self, saved: tuple[Any, Any], seed: int | None) -> None:
         """Puts it back to where it was, or another one that is made for it; see Backend."""
         lives = self._lives
         self._obs, state = saved
         try:
             if lives.broken:
                 self._replace()
-            self._saver().restore(state)
+            self._saver().restore(state, seed)
         except BaseException as error:
             lives.fail(error)
         else:

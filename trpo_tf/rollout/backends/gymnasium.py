@@ -184,10 +184,10 @@ class GymnasiumBackend:
         self._check_owned()
         return self._envs.save(env)
 
-    def restore(self, env: int, saved: Any) -> None:
+    def restore(self, env: int, saved: Any, seed: int | None = None) -> None:
         """See Backend."""
         self._check_owned()
-        self._envs.restore(env, saved)
+        self._envs.restore(env, saved, seed)
 
     def _check_owned(self) -> None:
         if not self._owned:

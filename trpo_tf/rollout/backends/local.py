@@ -57,10 +57,10 @@ class LocalVectorEnv:
         state = self.envs[index].save()
         return None if state is None else (state, self._ended[index])
 
-    def restore(self, index: int, saved: tuple[Any, bool]) -> None:
+    def restore(self, index: int, saved: tuple[Any, bool], seed: int | None) -> None:
         """Puts an environment back to where it was; see Backend."""
         state, self._ended[index] = saved
-        self.envs[index].restore(state)
+        self.envs[index].restore(state, seed)
 
     def _joined(self) -> Any:
         space = self.single_observation_space

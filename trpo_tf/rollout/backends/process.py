@@ -169,7 +169,7 @@ def run(
                 answer = packed(saver.save())
             elif name == "restore":
                 saver = saver or Saver(env)
-                saver.restore(unpacked(data))
+                saver.restore(unpacked(data[0]), data[1])
             else:
                 obs, *answer = env.reset(seed=data)[:1] if name == "reset" else env.step(data)[:4]
                 with np.errstate(over="ignore"):  # what is beyond the space's dtype is infinite

@@ -143,10 +143,10 @@ class ProcessVectorEnv:
         saved = self.envs[index].save()
         return None if saved is None else (saved, [x[index].copy() for x in leaves(self._shared).values()])
 
-    def restore(self, index: int, saved: tuple[tuple[bytes, bool], list[np.ndarray]]) -> None:
+    def restore(self, index: int, saved: tuple[tuple[bytes, bool], list[np.ndarray]], seed: int | None) -> None:
         """Puts an environment back to where it was; see Backend."""
         state, obs = saved
-        self.envs[index].restore(*state)
+        self.envs[index].restore(*state, seed)
         for x, part in zip(leaves(self._shared).values(), obs, strict=True):
             x[index] = part
         self._observed()
@@ -263,10 +263,10 @@ class _Slot:
         state = self._answered()
         return None if state is None else (state, self._ended)
 
-    def restore(self, state: bytes, ended: bool) -> None:
+    def restore(self, state: bytes, ended: bool, seed: int | None) -> None:
         """Puts it back to where it, or another one, was; see Backend."""
         self._ended = ended
-        self.process.ask("restore", state)
+        self.process.ask("restore", (state, seed))
         self._lives.broken = self._answered() is None
 
     def answer(self) -> tuple[float, bool, bool] | None:

@@ -193,6 +193,8 @@ class WorkersStepper:
 
 
 def _joined(parts: tuple[Steps, ...]) -> Steps:
-    """Those of all columns."""
+    """Those of all columns; they have no branches."""
     obs = joined_obs([part.obs for part in parts], 1)
-    return Steps(obs, *(np.concatenate(x, 1) for x in zip(*(part[1:] for part in parts), strict=True)))
+    names = set(Steps._fields) - {"obs", "branches"}
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts], 1) for name in names}
+    return Steps(obs=obs, **arrays)
