@@ -1,4 +1,4 @@
-"""Draws docs/lower_bound.png: return, surrogate and the lower bound of TRPO's theorem 1 along a policy step.
+"""Draws docs/theory/lower_bound.png: return, surrogate and the lower bound of TRPO's theorem 1 along a policy step.
 
     python benchmarks/lower_bound.py
 
@@ -19,7 +19,7 @@ from trpo_tf.learner.objective import surrogate
 from trpo_tf.policy.distributions import ActionDistribution
 from trpo_tf.types import Batch
 
-OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lower_bound.png"
+OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "theory" / "lower_bound.png"
 STATES, ACTIONS, GAMMA = 4, 3, 0.4
 
 

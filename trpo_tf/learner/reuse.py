@@ -55,7 +55,7 @@ def length_factor(weights: np.ndarray, lag: int = 0) -> float:
     at most proportional to s, as in theorem 1 of TRPO, and the penalty as proportional to s^2 (1 + lag).
 
     Reference: Queeney, Paschalidis, Cassandras 2021 (arXiv:2111.00072), theorem 1; derived in
-    docs/off_policy_theory.md.
+    docs/theory/derivations.md.
     """
     return float(1.0 / np.sum(np.asarray(weights) * np.arange(1, len(weights) + 1)) / np.sqrt(1 + lag))
 
