@@ -26,7 +26,9 @@ FIRST = {env: recipe for env, recipe in reversed(TABLE)}  # the first recipe of 
 BEST = dict(TABLE.keys())  # the last recipe of each environment
 
 
-def trained(run_dir: Path, env: str, recipe: str, seed: int, more: tuple[str, ...] = ()) -> Path:
+def trained(
+    run_dir: Path, env: str, recipe: str, seed: int, more: tuple[str, ...] = (), seconds: float | None = None
+) -> Path:
     """Trains a run to its end, and returns run_dir. A finished run is left as it is, an interrupted one is resumed.
 
     Args:
@@ -34,15 +36,20 @@ def trained(run_dir: Path, env: str, recipe: str, seed: int, more: tuple[str, ..
       env, recipe: a key of TABLE.
       seed: of the run.
       more: flags beside those of the recipe, of a new run.
+      seconds: after so many the run is killed; None: never.
+
+    Raises:
+      subprocess.CalledProcessError: the run failed.
+      subprocess.TimeoutExpired: it was killed.
     """
     if (run_dir / "evaluation.json").exists():
         return run_dir
-    command = [sys.executable, "-m", "trpo_tf.train", f"--run_dir={run_dir}"]
+    command = [sys.executable, "-m", "trpo_tf.train", f"--run_dir={run_dir.absolute()}"]
     if any((run_dir / "checkpoints").glob("update_*")):
         command.append("--resume")
     else:
         steps, _ = TABLE[env, recipe]
         command += [f"--flagfile={RECIPES / recipe}.flags", f"--env={env}", f"--seed={seed}", f"--total_steps={steps}"]
         command += more
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=seconds, cwd=RECIPES.parent)
     return run_dir
