@@ -103,6 +103,30 @@ def test_a_checkpoints_settings_are_taken_up_but_for_what_its_user_decides():
         of_checkpoint(values, {"env": "x", "gama": 0.7})
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"workers": 4}, "with workers"),
+        ({"reuse": 2}, "and reuse"),
+        ({"pipeline": True}, "with pipeline"),
+        ({"radius": "adaptive"}, "radius=adaptive"),
+        ({"network": "gru"}, "network=gru"),
+        ({"vine_states": 2049}, "vine_states=2049: must be <= 2048"),
+        ({"vine_actions": 1}, "vine_actions=1"),
+    ],
+)
+def test_what_does_not_go_with_a_vine_is_named(settings, named):
+    with pytest.raises(UsageError, match=named):
+        make_config(env="x", sampling="vine", **settings)
+
+
+def test_a_vine_takes_gymnasium_and_leaves_what_was_asked_for():
+    assert make_config(env="x", sampling="vine").environment.env_backend == "gymnasium"
+    assert make_config(env="x", sampling="vine", env_backend="envpool").environment.env_backend == "envpool"
+    config = make_config(env="x", sampling="vine")
+    assert from_dict(to_dict(config)) == config
+
+
 def test_workers_share_the_environments_evenly():
     with pytest.raises(UsageError, match=r"workers=3: must divide num_envs=16.*or num_envs=18"):
         make_config(env="x", num_envs=16, workers=3)

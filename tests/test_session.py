@@ -2,6 +2,7 @@
 
 import functools
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -40,6 +41,7 @@ def test_the_learning_rate_falls_with_the_steps_that_are_asked_for(make_session)
         {},
         {"reuse": 2, "radius": "adaptive", "objective": "penalty"},
         {"pipeline": True, "checkpoint_every": 4},
+        {"sampling": "vine", "vine_states": 8, "vine_steps": 3},
         pytest.param({"behavior_lag": 2}, marks=pytest.mark.slow),
         pytest.param({"network": "gru", "sequence_length": 4}, marks=pytest.mark.slow),
     ],
@@ -124,6 +126,7 @@ def test_environments_are_renewed_at_boundaries_only(make_session, monkeypatch):
     [
         (3, {}),
         pytest.param(1, {"pipeline": True, "checkpoint_every": 4}, marks=pytest.mark.slow),
+        pytest.param(1, {"sampling": "vine", "vine_states": 8}, marks=pytest.mark.slow),
         pytest.param(1, {}, marks=pytest.mark.slow),
         pytest.param(3, {"pipeline": True, "checkpoint_every": 4}, marks=pytest.mark.slow),
         pytest.param(1, {"pipeline": True, "checkpoint_every": 4, "behavior_lag": 1}, marks=pytest.mark.slow),
@@ -190,3 +193,46 @@ def test_a_rebuild_that_fails_is_tried_again_at_the_next_step(make_session, monk
     assert int(session.checkpoint().arrays["session/renewal_due"]) == 1
     session.step()
     assert session.source._collector.built_at == 2
+
+
+@pytest.mark.parametrize(
+    ("env", "changes", "named"),
+    [
+        ("CartPole-v1", {"env_backend": "envpool"}, "CartPole-v1 cannot be put back .*EnvPool"),
+        (lambda: Hidden(), {}, "Hidden.*cannot be put back to where it was"),
+    ],
+)
+def test_a_vine_in_environments_without_a_state_is_refused_before_anything_is_written(tiny, env, changes, named):
+    config = tiny(sampling="vine", vine_states=8, **changes)
+    session = Session(config, Environments(config.environment, None if isinstance(env, str) else env))
+    with pytest.raises(UsageError, match=named):
+        session.check()
+
+
+class Hidden(gym.Env):
+    """Keeps its state in its class."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (4,)), gym.spaces.Discrete(2)
+
+    calls = 0
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._obs(), {}
+
+    def step(self, action):
+        return self._obs(), 0.0, False, False, {}
+
+    def _obs(self):
+        Hidden.calls += 1
+        return np.full(4, np.sin(Hidden.calls), np.float32)
+
+
+@pytest.mark.parametrize("settings", [{}, {"algorithm": "npg"}, {"objective": "penalty"}, {"share_torso": True}])
+def test_env_steps_count_branches(make_session, settings):
+    session = make_session(sampling="vine", vine_states=8, vine_steps=1, **settings)
+    row = dict(session.step())
+    rollout_rows = 64 - session.episodes  # all but the rows of resets
+    assert rollout_rows - 4 <= row["env_steps"] - 8 * 2 <= 64
+    assert row["policy/committed"] == 1
+    assert row["policy/max_ratio_error"] < 1e-3
