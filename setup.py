@@ -38,6 +38,7 @@ setup(
         "benchmarks": ["scipy>=1.15"],  # benchmarks/compare.py
         "atari": ["ale-py>=0.11", "opencv-python-headless>=4.10"],  # EnvPool has Atari without it
         "box2d": ["gymnasium[box2d]>=1.2"],
+        "cma": ["cma>=4.0"],  # --algorithm=cma
         "ray": ["ray>=2.55,<3"],  # rollout workers; the core of it, without its own extras
         "serving": ["aiohttp>=3.10", "tensorflow-serving-api>=2.20"],
         "video": ["moviepy>=2.0"],

@@ -32,8 +32,9 @@ ALLOWED = {
     "rollout": {"acting", "config"} | BASE,
     "run": {"config"} | BASE,
     "serving": {"policy", "acting", "config"} | BASE,
+    "search": {"sources", "rollout", "policy", "acting", "config"} | BASE,
     "sources": {"rollout", "policy", "acting", "config"} | BASE,
-    "algorithms": {"sources"} | BELOW_SESSION,
+    "algorithms": {"search", "sources"} | BELOW_SESSION,
     "session": {"algorithms", "sources"} | BELOW_SESSION,
     "callbacks": {"rollout", "run", "serving", "config"} | BASE,
     "finite": {"errors"},
@@ -85,7 +86,7 @@ def test_no_arrow_points_back():
     assert row.index("acting") < row.index("policy") < row.index("learner") < row.index("session") < row.index("api")
 
 
-@pytest.mark.parametrize("package", ["envpool", "ray", "safetensors", "absl", "aiohttp", "grpc", "filelock"])
+@pytest.mark.parametrize("package", ["envpool", "ray", "safetensors", "absl", "aiohttp", "grpc", "filelock", "cma"])
 def test_outside_packages_are_imported_in_one_file(package):
     users = {str(path) for path in FILES if any(name.split(".")[0] == package for name in imports(path))}
     assert len(users) <= 1, users

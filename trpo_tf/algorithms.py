@@ -10,11 +10,25 @@ from trpo_tf.config import Config
 from trpo_tf.learner.learner import Learner
 from trpo_tf.policy.policy import Policy
 from trpo_tf.rollout.sources import RolloutSource
+from trpo_tf.search import source as search_source
+from trpo_tf.search.ars import ARS
+from trpo_tf.search.cma_es import CMA
+from trpo_tf.search.learner import MakeSearch, SearchLearner
 from trpo_tf.sources import Acting, make_source
 
 
 class Learns(Protocol):
-    """What learns from what a source gives, an update at a time; see learner.learner.Learner."""
+    """What learns from what a source gives, an update at a time; see learner.learner.Learner.
+
+    Attributes:
+      per_update: what an update learns from, in words.
+    """
+
+    per_update: str
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """What a source is to act with, by name: what its `publish` takes."""
+        ...
 
     def update(self, rollout: Any, update: int, progress: float) -> tuple[dict[str, Any], Future]:
         """Learns from one rollout; metrics, and those that come later."""
@@ -43,4 +57,30 @@ class Algorithm(NamedTuple):
 
 
 _BY_GRADIENT = Algorithm(Learner, make_source)  # which of learner.rules steps, it knows itself
-ALGORITHMS = {"trpo": _BY_GRADIENT, "npg": _BY_GRADIENT, "vpg": _BY_GRADIENT}
+
+
+def _searching(make_search: MakeSearch) -> Algorithm:
+    def make_learner(policy: Policy, config: Config, seed: int) -> SearchLearner:
+        return SearchLearner(policy, config, seed, make_search)
+
+    return Algorithm(make_learner, search_source.make_source)
+
+
+def _ars(theta: np.ndarray, config: Config, seed: int) -> ARS:
+    given = config.algorithm
+    top = given.ars_top or -(-given.ars_directions // 2)
+    return ARS(theta, given.ars_directions, top, given.ars_noise, given.ars_step_size, seed)
+
+
+def _cma(theta: np.ndarray, config: Config, seed: int) -> CMA:
+    given = config.algorithm
+    return CMA(theta, given.cma_population, given.cma_sigma, given.cma_full_up_to, seed)
+
+
+ALGORITHMS = {
+    "trpo": _BY_GRADIENT,
+    "npg": _BY_GRADIENT,
+    "vpg": _BY_GRADIENT,
+    "ars": _searching(_ars),
+    "cma": _searching(_cma),
+}

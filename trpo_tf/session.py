@@ -24,7 +24,7 @@ from trpo_tf.run.checkpoint import Checkpoint
 from trpo_tf.run.directory import versions
 from trpo_tf.run.metrics.row import Row
 from trpo_tf.sources import Acting, check
-from trpo_tf.types import Rollout, pack, unpack
+from trpo_tf.types import unpack
 
 _WINDOW = 20  # episodes in the running mean of returns
 
@@ -70,7 +70,7 @@ class Session:
         self.source = source
         self.total_steps = config.run.total_steps
         self.update = self.env_steps = self.episodes = self.invalid = 0
-        self._rollout: Rollout | None = None  # collected, and not learned from
+        self._rollout: Any = None  # collected, and not learned from
         self._renewal_due = self._warned = False
         self.evaluation: dict[str, Any] | None = None  # the newest one, with the number of its update
         self._returns: deque[float] = deque(maxlen=_WINDOW)
@@ -115,7 +115,7 @@ class Session:
         start = time.perf_counter()
         if "value_state" in self.policy.states:
             self.learner.wait()  # the value network acts, too: its states are stored
-        self.source.publish(self.update, self.policy.get_weights())
+        self.source.publish(self.update, self.learner.weights())
         faults.point("collect")
         rollout = self._rollout = self._rollout or self.source.next()  # the one before, where its update failed
         steps = rollout.steps
@@ -153,7 +153,7 @@ class Session:
             self.source.renew(self.update)
             self._renewal_due = False
 
-    def _counts(self, rollout: Rollout) -> dict[str, Any]:
+    def _counts(self, rollout: Any) -> dict[str, Any]:
         return {
             "update": self.update,
             "env_steps": self.env_steps,
@@ -201,7 +201,7 @@ class Session:
         counters = {"env_steps": self.env_steps, "episodes": self.episodes, "invalid": self.invalid}
         counters["renewal_due"] = int(self._renewal_due)
         window = {"returns": np.array(self._returns, np.float64), "lengths": np.array(self._lengths, np.float64)}
-        pending = {} if self._rollout is None else pack(self._rollout, "rollout")
+        pending = {} if self._rollout is None else state.prefixed("rollout", self._rollout.arrays())
         parts = {
             "policy": state.read(self.policy.variables_by_name()),
             "learner": self.learner.state(),

@@ -141,14 +141,14 @@ def run(make_agent: Callable[[], Any]) -> Result:
     """
     with signals(leave_at_once=True) as stopping:
         agent = make_agent()
-        config, rows = agent.config.run, agent.config.time_steps * agent.config.environment.num_envs
+        config = agent.config.run
         assert config.run_dir
         path = Path(config.run_dir)
         final = config.final_eval_episodes, path / "evaluation.json"
         evaluate = Evaluate(config.eval_every, config.eval_episodes, path / "best", *final)
         name, backend = agent.config.environment.env, agent.session.environments.backend_reason
         told = f"{name} ({backend}){agent.config.workers.described()}, seed {config.seed}"
-        screen = Screen(greeting=f"{told}, {rows} transitions per update, in {path}")
+        screen = Screen(greeting=f"{told}, {agent.session.learner.per_update} per update, in {path}")
         loggers = [CsvLogger(path / "progress.csv"), *[TensorBoardLogger(path / "tensorboard")] * config.tensorboard]
         export = Export(config.export_dir or path / "saved_model", config.export_every, config.export)
         saver = Checkpoint(path, config.checkpoint_every, config.keep_checkpoints)

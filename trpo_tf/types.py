@@ -48,6 +48,11 @@ class Branches(NamedTuple):
     terminated: Any  # [S, K] bool, whether it ended in a terminal state; where it did not, a value follows it
     end_obs: Any  # dict of [S, K, ...], its last observation
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it by name, for a checkpoint."""
+        fields = self._asdict()
+        return {f"end_obs/{name}": x for name, x in fields.pop("end_obs").items()} | fields
+
 
 class Rollout(NamedTuple):
     """A Trajectory, and where it comes from. A column is one stream of experience."""
@@ -70,20 +75,20 @@ class Rollout(NamedTuple):
         branched = 0 if self.branches is None else int(self.branches.mask.sum())
         return int(self.trajectory.mask.sum()) + branched
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it by name, for a checkpoint."""
+        fields = self._asdict()
+        trajectory, branches = fields.pop("trajectory")._asdict(), fields.pop("branches")
+        leaves = {f"obs/{name}": x for name, x in trajectory.pop("obs").items()} | trajectory
+        numbers = {"episode_returns": np.float64, "episode_lengths": np.int64, "episode_ends": np.int64}
+        numbers |= {"invalid": np.int64, "restarts": np.int64, "dropped": np.int64}
+        leaves |= {name: np.asarray(x, numbers.get(name)) for name, x in fields.items()}
+        return leaves | ({} if branches is None else {f"branches/{name}": x for name, x in branches.arrays().items()})
+
 
 def pack(rollout: Rollout, prefix: str) -> dict[str, np.ndarray]:
-    """The arrays of a rollout by name, for a checkpoint."""
-    fields = rollout._asdict()
-    trajectory, branches = fields.pop("trajectory")._asdict(), fields.pop("branches")
-    leaves = {f"obs/{name}": x for name, x in trajectory.pop("obs").items()} | trajectory
-    numbers = {"episode_returns": np.float64, "episode_lengths": np.int64, "episode_ends": np.int64}
-    numbers |= {"invalid": np.int64, "restarts": np.int64, "dropped": np.int64}
-    leaves |= {name: np.asarray(x, numbers.get(name)) for name, x in fields.items()}
-    if branches is not None:
-        own = branches._asdict()
-        own |= {f"end_obs/{name}": x for name, x in own.pop("end_obs").items()}
-        leaves |= {f"branches/{name}": x for name, x in own.items()}
-    return {f"{prefix}/{name}": x for name, x in leaves.items()}
+    """The arrays of a rollout under prefix/name."""
+    return {f"{prefix}/{name}": x for name, x in rollout.arrays().items()}
 
 
 def unpack(arrays: dict[str, np.ndarray], prefix: str) -> Rollout | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trpo_tf.config import rooms
-from trpo_tf.config.algorithm import AlgorithmConfig
+from trpo_tf.config.algorithm import AlgorithmConfig, check_algorithm
 from trpo_tf.config.off_policy import OffPolicyConfig
 from trpo_tf.config.sampling import SamplingConfig
 from trpo_tf.config.workers import WorkersConfig
@@ -43,10 +43,7 @@ class Config:
         self._check_workers()
         if self.sampling.vine:
             self._check_vine()
-        trusted = {"--radius=adaptive": self.radius.radius, "--objective=penalty": self.trust_region.objective}
-        for flag, value in trusted.items():
-            if self.algorithm.algorithm != "trpo" and flag.endswith(value):
-                raise UsageError(f"{flag}: is of --algorithm=trpo; {self.algorithm.algorithm} has no trust region")
+        check_algorithm(self)
         if self.radius.radius == "adaptive":
             if self.environment.num_envs < 2:
                 raise UsageError(

@@ -47,6 +47,9 @@ class Learner(tf.Module):
     An update is a transaction. Where it raises, everything is as before it. Where a part of it is not finite, that part
     is as before it, its metric */committed is 0, and a line says so once.
 
+    Attributes:
+      per_update: what an update learns from, in words.
+
     Args:
       policy: updated in place.
       config: of the run.
@@ -58,6 +61,7 @@ class Learner(tf.Module):
         super().__init__(name="learner")
         self.policy, self._config, self._seed = policy, config, seed
         envs, length = config.environment.num_envs, config.policy.length
+        self.per_update = f"{config.time_steps * envs} transitions"
         self.reward_scaler = RewardScaler(config.advantage.scale_reward)
         self.adam = value_fit.AdamState(policy.value_network.size)
         weights = batch_weights(config.off_policy)
@@ -89,6 +93,10 @@ class Learner(tf.Module):
             tf.function(function, autograph=False, jit_compile=compiled)
             for function in (self._preparation.prepare, self._take_step, self._fit, self._merge)
         )
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """What a source is to act with: the policy's weights."""
+        return self.policy.get_weights()
 
     def wait(self) -> None:
         """Lets a value fit under way end; the value network and its optimiser may not be read before.

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from trpo_tf.errors import EnvironmentFailure
 from trpo_tf.messages import warn
-from trpo_tf.rollout.finite import clean
+from trpo_tf.rollout.finite import check_invalid, clean
 from trpo_tf.rollout.stepper import Past, Stepper, Steps
 from trpo_tf.state import part, prefixed
 from trpo_tf.types import Branches, Rollout, Trajectory
@@ -147,11 +146,7 @@ class Collector:
         if not bad.any():
             return Trajectory(steps.obs, steps.raw_action, logp, steps.reward, *flags, steps.mask), 0
         count = int(bad.sum())
-        if self.invalid + count > self._max_invalid:
-            raise EnvironmentFailure(
-                f"{self.invalid + count} transitions with NaN or infinity from the environments, more than "
-                f"--max_invalid_rows={self._max_invalid}"
-            )
+        check_invalid(self.invalid + count, self._max_invalid)
         reward, mask = (np.where(bad, 0, x).astype(np.float32) for x in (steps.reward, steps.mask))
         logp = np.where(finite, logp, 0).astype(np.float32)
         return Trajectory(steps.obs, steps.raw_action, logp, reward, *flags, mask), count

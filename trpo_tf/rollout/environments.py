@@ -68,20 +68,22 @@ class Environments:
             self._backend_of(self._eval_env)
         self._spaces: tuple[gym.Space, gym.Space] | None = None  # those that `probe` found
 
-    def training(self, seed: int, place: tuple[int, int] | None = None) -> VectorEnv:
+    def training(self, seed: int, place: tuple[int, int] | None = None, whole_episodes: bool = False) -> VectorEnv:
         """config.num_envs environments; environment b has the seed seed + b.
 
         A given vector environment of gymnasium is reset with this seed; one of EnvPool keeps the seeds it has.
 
-        place: see VectorEnv.
+        place: see VectorEnv. whole_episodes: first ones are not staggered, and every one ends after LONGEST steps.
 
         Raises:
           UsageError: they cannot be made as asked for.
           EnvironmentFailure: one raised while it was made.
         """
         backend = self._given(seed) if _is_given(self._env) else self._make(self._env, self._config.num_envs, seed)
-        restarts = self._config.max_env_restarts
-        return VectorEnv(self._agreeing(backend, "env"), self._config.stagger, restarts, place=place)
+        restarts, agreeing = self._config.max_env_restarts, self._agreeing(backend, "env")
+        if whole_episodes:
+            return VectorEnv(agreeing, max_restarts=restarts, longest=LONGEST)
+        return VectorEnv(agreeing, self._config.stagger, restarts, place=place)
 
     def of_worker(self, config: EnvironmentConfig) -> "Environments":
         """Those of one rollout worker, to be sent to its process.

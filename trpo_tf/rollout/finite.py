@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from trpo_tf.errors import EnvironmentFailure
+
 
 def unwarned() -> np.errstate:
     """Within it, NumPy warns neither of what a cast or a sum makes infinite nor of the difference of two infinities.
@@ -39,3 +41,11 @@ def clean(obs: dict[str, np.ndarray], leaves: dict[str, Any]) -> tuple[dict[str,
                 bad |= ~np.isfinite(x).reshape(len(x), -1).all(1)
             found[name] = finite_or_0(x)
     return found, bad
+
+
+def check_invalid(count: int, most: int) -> None:
+    """Raises EnvironmentFailure where more transitions were not finite than are allowed."""
+    if count > most:
+        raise EnvironmentFailure(
+            f"{count} transitions with NaN or infinity from the environments, more than --max_invalid_rows={most}"
+        )

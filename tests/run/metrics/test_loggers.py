@@ -419,6 +419,16 @@ def test_a_screen_that_is_no_terminal_says_a_plain_line_now_and_then(capsys):
     assert "entropy -" in lines[1]
 
 
+def test_a_screen_shows_nothing_of_parts_that_an_algorithm_does_not_have(capsys):
+    screen = Screen()
+    screen.start(agent())
+    log(screen, row(1, **{"time/env_steps_per_second": 5.0, "search/sigma": 0.25}))
+    [line] = capsys.readouterr().out.splitlines()
+    assert "sigma 2.50e-01" in line
+    assert "step -" in line
+    assert not [label for label in ("KL", "CG residual", "explained var.", "workers", "staleness") if label in line]
+
+
 def test_warnings_escape_control_characters(capsys):
     warn("bad \x1b[31m name\n")
     assert capsys.readouterr().err == "trpo_tf: bad \\x1b[31m name\n"

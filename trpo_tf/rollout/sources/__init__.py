@@ -4,8 +4,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trpo_tf.types import Rollout
-
 Weights = dict[str, np.ndarray]  # by name: all that acting depends on
 
 
@@ -18,8 +16,8 @@ class RolloutSource(Protocol):
     def publish(self, version: int, weights: Weights) -> None:
         """Makes the policy with `version` updates behind it known. Every version is published once, in order."""
 
-    def next(self) -> Rollout:
-        """The next rollout.
+    def next(self) -> Any:
+        """The next Rollout, or what else the learner learns from; see algorithms.Algorithm.
 
         Raises:
           EnvironmentFailure: `state()` is as before, and the next call begins there.

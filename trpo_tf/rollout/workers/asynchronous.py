@@ -9,6 +9,7 @@ import numpy as np
 
 from trpo_tf.errors import EnvironmentFailure, Interrupted, UsageError
 from trpo_tf.messages import warn
+from trpo_tf.rollout.finite import check_invalid
 from trpo_tf.rollout.sources import Weights
 from trpo_tf.rollout.workers.crew import Crew
 from trpo_tf.rollout.workers.fleet import Answer, Death
@@ -112,11 +113,7 @@ class AsynchronousSource:
     def _within(self, rollout: Rollout) -> Rollout:
         """The rollout, unless environments fail, or give NaN or infinity, too often."""
         invalid, (most_invalid, most_restarts) = self._totals["invalid"] + rollout.invalid, self._limits
-        if invalid > most_invalid:
-            raise EnvironmentFailure(
-                f"{invalid} transitions with NaN or infinity from the environments, more than "
-                f"--max_invalid_rows={most_invalid}"
-            )
+        check_invalid(invalid, most_invalid)
         if rollout.restarts > most_restarts:
             raise EnvironmentFailure(
                 f"environments failed {rollout.restarts} times; --max_env_restarts={most_restarts}"

@@ -51,6 +51,13 @@ METRICS = (
     Metric("policy/max_ratio_error", "1", "largest |ratio - 1| before the step; rounding only, if all data is fresh"),
     Metric("policy/advantage_std", "std", "of advantages, in standard deviations of the discounted return"),
     Metric("policy/unbiased_improvement", "std", "gain predicted by gradients of two halves of the environments"),
+    Metric("search/return_mean", _RETURN, "mean return of the candidates, one episode of each", "mean", ".1f"),
+    Metric("search/return_best", _RETURN, "return of the best candidate", "best", ".1f"),
+    Metric("search/return_std", _RETURN, "standard deviation of the candidates' returns"),
+    Metric("search/step_norm", "1", "norm of the change of the weights that are searched", "step", ".2e"),
+    Metric(
+        "search/sigma", "1", "standard deviation of a weight among the candidates, root mean square", "sigma", ".2e"
+    ),
     Metric("cg/relative_residual", "1", "|(F + damping I) x - g| / |g| at the end", "CG residual", ".1e"),
     Metric("cg/iterations", "count", "conjugate gradient iterations"),
     Metric("cg/reason", "word", "why conjugate gradient stopped: iterations, residual, curvature, not_finite"),

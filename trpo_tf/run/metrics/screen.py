@@ -98,8 +98,10 @@ class Screen(Logger):
 
 
 def _shown(row: dict[str, Any]) -> list[Metric]:
-    """The metrics with a label; those of workers only where there are any."""
-    return [metric for metric in METRICS if metric.label and (metric.name in row or metric.name not in _OF_WORKERS)]
+    """The metrics with a label, of the parts that the row has metrics of; those of workers only where it has them."""
+    parts = {name.partition("/")[0] for name in row}
+    expected = {m.name for m in METRICS if m.name.partition("/")[0] in parts} - _OF_WORKERS
+    return [m for m in METRICS if m.label and m.name in expected | row.keys()]
 
 
 def _format(value: Any, form: str) -> str:
