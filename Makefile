@@ -5,7 +5,7 @@ ARGS ?=
 BIN := .venv/bin
 # Those that take no whole updates.
 UNIT := tests/acting tests/learner tests/policy tests/run tests/test_config.py tests/test_files.py tests/test_imports.py \
-	$(addprefix --ignore=tests/learner/test_,learner.py prepare.py radius.py staleness.py step_rule.py theory.py transaction.py) \
+	$(addprefix --ignore=tests/learner/test_,learner.py prepare.py radius.py rules.py staleness.py step_rule.py theory.py transaction.py vine.py) \
 	--ignore=tests/run/metrics/test_declaration.py --ignore=tests/policy/test_policy.py --ignore=tests/acting/test_wide.py
 
 .PHONY: install train test test-unit test-all lint format peers lock clean
@@ -50,7 +50,7 @@ peers: .venv-peers/installed
 # Renews requirements.lock with the newest releases that setup.py allows.
 lock:
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[cma,dev,ray,serving,video]'
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[atari,box2d,cma,dev,ray,serving,video]'
 	.venv-lock/bin/python -m pip freeze --exclude trpo_tf | grep -v '@' > requirements.lock
 	rm -rf .venv-lock
 

@@ -63,6 +63,8 @@ SHORTER = {"CartPole-v1": 4}  # steps are divided by
 SEEDS = {"search": range(100, 102), "compare": range(200, 210), "sensitivity": range(300, 303)}
 SENSITIVE_ENVS = ("Hopper-v5", "HalfCheetah-v5")
 MOST_POINTS = 200  # of a record's curve
+# Cores are shared by processes: no run takes threads of its own, nor the GPU.
+ONE_CORE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 SHARED = (
     "--eval_every=0",
     "--final_eval_episodes=20",
@@ -237,7 +239,7 @@ def run(case: Case, work_dir: Path, begin_until: float, end_until: float) -> Rec
         return None
     try:
         seconds = None if math.isinf(end_until) else end_until - start
-        trained(run_dir, case.env, FIRST[case.env], case.seed, case.flags, seconds)
+        trained(run_dir, case.env, FIRST.get(case.env, "mujoco"), case.seed, case.flags, seconds)
         record = record_of(case, run_dir, time.monotonic() - start)
     except subprocess.TimeoutExpired:
         return None
@@ -290,8 +292,7 @@ def main(argv):
     """Runs the parts that are asked for. Returns the exit code."""
     del argv
     given, start = flags.FLAGS, time.monotonic()
-    # Cores are shared by processes: no run takes threads of its own, nor the GPU.
-    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    os.environ |= ONE_CORE
     steps = {part: given[f"{part}_steps"].value for part in SEEDS}
     plan, work_dir = Plan(given.envs, given.only, steps), Path(given.work_dir)
     (work_dir / "records").mkdir(parents=True, exist_ok=True)

@@ -211,7 +211,7 @@ def as_json(records: list[Record], missing: Sequence[tuple[str, str, str]]) -> s
     runs = []
     for record in records:
         kept = {name: _rounded(value) for name, value in record.items() if name != "curve"}
-        if record["part"] == "compare" and "curve" in record:
+        if record["part"] in ("compare", "vine") and "curve" in record:
             kept["curve"] = [_rounded(float(x)) for x in on_grid(*record["curve"], record["steps"])]
         runs.append(kept)
     about = {"fell": DEFINITION, "curve": f"the training return at steps / {POINTS}, 2 steps / {POINTS}, ..., steps"}

@@ -33,7 +33,7 @@ def trained(
 
     Args:
       run_dir: of the run.
-      env, recipe: a key of TABLE.
+      env, recipe: a key of TABLE; another one where `more` has the steps.
       seed: of the run.
       more: flags beside those of the recipe, of a new run.
       seconds: after so many the run is killed; None: never.
@@ -48,7 +48,7 @@ def trained(
     if any((run_dir / "checkpoints").glob("update_*")):
         command.append("--resume")
     else:
-        steps, _ = TABLE[env, recipe]
+        steps, _ = TABLE.get((env, recipe), (0, 0))
         command += [f"--flagfile={RECIPES / recipe}.flags", f"--env={env}", f"--seed={seed}", f"--total_steps={steps}"]
         command += more
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=seconds, cwd=RECIPES.parent)

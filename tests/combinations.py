@@ -26,5 +26,4 @@ def covering(cases, columns):
 
 
 PAIRS = covering(ALL, [(0, 1), (0, 2), (1, 2)])  # for continuous integration
-BY_NETWORK = covering(PAIRS, [(0, 2), (1, 2)])  # where PAIRS are too many
-EACH = covering(PAIRS, [(0,), (1,), (2,)])  # for every run of the tests
+EACH = covering(PAIRS, [(0,), (1,), (2,)])  # for every run of the tests, and where PAIRS are too many

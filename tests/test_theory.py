@@ -13,25 +13,11 @@ ROOT = Path(__file__).parents[1]
 THEORY = ROOT / "docs" / "theory"
 PAGES = sorted(THEORY.glob("*.md"))
 LINK = re.compile(r"(!?)\[([^\]]+)\]\(([^)\s]+)\)")
-# Files that pages name and that are still to come; empty in a release.
-PENDING = {
-    "tests/learner/estimate/test_vine.py",
-    "tests/search/test_ars.py",
-    "tests/search/test_cma.py",
-    "trpo_tf/learner/estimate/vine.py",
-    "trpo_tf/rollout/sources/vine.py",
-    "trpo_tf/search/ars.py",
-    "trpo_tf/search/cma.py",
-}
 
 
 def links(text):
     """(is it a figure, text, target) of links to files, without those to the web."""
     return [found.groups() for found in LINK.finditer(text) if "://" not in found[3]]
-
-
-def is_pending(page, target):
-    return (page.parent / target).resolve().relative_to(ROOT).as_posix() in PENDING
 
 
 def defined(path):
@@ -51,8 +37,6 @@ def missing(page, text):
     found = []
     for _, name, target in links(text):
         path = page.parent / target.split("#")[0]
-        if is_pending(page, target):
-            continue
         if not path.exists():
             found.append(target)
         elif path.suffix == ".py" and re.fullmatch(r"`\w+`", name) and name.strip("`") not in defined(path):
@@ -154,7 +138,3 @@ def test_numbers_of_the_finite_mdps_are_those_of_the_results():
     for name in ("algorithm 1", "conservative policy iteration"):
         last = [found[example, name, 1.0]["eta"][-1] for example in ("garnet", "two_states", "cliff")]
         assert "{:.2f} of 5.17, {:.1f} of 18.4, {:.2f} of 2.10".format(*last) in claims
-
-
-def test_what_is_pending_is_not_there_yet():
-    assert [path for path in PENDING if (ROOT / path).exists()] == []

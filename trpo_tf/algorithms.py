@@ -8,6 +8,7 @@ import numpy as np
 
 from trpo_tf.config import Config
 from trpo_tf.learner.learner import Learner
+from trpo_tf.learner.rules import RULES
 from trpo_tf.policy.policy import Policy
 from trpo_tf.rollout.sources import RolloutSource
 from trpo_tf.search import source as search_source
@@ -56,7 +57,7 @@ class Algorithm(NamedTuple):
     make_source: Callable[[Acting], RolloutSource]  # of what the learner learns from
 
 
-_BY_GRADIENT = Algorithm(Learner, make_source)  # which of learner.rules steps, it knows itself
+_BY_GRADIENT = Algorithm(Learner, make_source)  # which of learner.rules steps, the learner knows
 
 
 def _searching(make_search: MakeSearch) -> Algorithm:
@@ -77,10 +78,4 @@ def _cma(theta: np.ndarray, config: Config, seed: int) -> CMA:
     return CMA(theta, given.cma_population, given.cma_sigma, given.cma_full_up_to, seed)
 
 
-ALGORITHMS = {
-    "trpo": _BY_GRADIENT,
-    "npg": _BY_GRADIENT,
-    "vpg": _BY_GRADIENT,
-    "ars": _searching(_ars),
-    "cma": _searching(_cma),
-}
+ALGORITHMS = dict.fromkeys(RULES, _BY_GRADIENT) | {"ars": _searching(_ars), "cma": _searching(_cma)}

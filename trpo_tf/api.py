@@ -315,7 +315,7 @@ class TRPO:
             "backend": self.session.environments.backend,
             "observation_space": observation_space,
             "action_space": action_space,
-            "algorithm": "TRPO",
+            "algorithm": self.config.algorithm.algorithm.upper(),
             "flags": portable(to_dict(self.config)),
             "seed": self.config.run.seed,
             "update": self.update,

@@ -15,7 +15,7 @@ import pytest
 
 from export import check, client
 from tests import exports
-from tests.combinations import ALL, BY_NETWORK, PAIRS
+from tests.combinations import ALL, EACH, PAIRS
 from tests.served import BINARY, OBS, ROWS, ask, serving, tf_serving
 from tests.spaces_table import IMAGES, NETWORKS
 from trpo_tf.serving.loaded_policy import LoadedPolicy
@@ -102,7 +102,7 @@ def test_a_cpp_program_answers_as_the_policy(base, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, id="-".join(case), marks=() if case in BY_NETWORK else pytest.mark.whole) for case in ALL],
+    [pytest.param(case, id="-".join(case), marks=() if case in EACH else pytest.mark.whole) for case in ALL],
 )
 def test_every_combination_is_served_as_the_policy_answers(case, native, tmp_path):
     action, observation, network = case

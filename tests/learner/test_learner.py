@@ -201,7 +201,11 @@ def test_an_update_with_nothing_valid_leaves_both_networks_to_the_bit(make_sessi
             marks=pytest.mark.slow,
         ),
         pytest.param("CartPole-v1", {"network": "lstm", "sequence_length": 4}, marks=pytest.mark.slow),
-        ("Pendulum-v1", {"sampling": "vine", "vine_states": 20, "vine_actions": 3, "fisher_fraction": 0.4}),
+        pytest.param(
+            "Pendulum-v1",
+            {"sampling": "vine", "vine_states": 20, "vine_actions": 3, "fisher_fraction": 0.4},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_chunks_change_nothing_but_rounding(make_session, rolled_out, arrays, env, settings):

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tests.learner.bandit import ACTIONS, ADVANTAGE, NATURAL, PROBS, REWARD, centred, float64, objective_of
 from trpo_tf.config import make_config
 from trpo_tf.errors import UsageError
+from trpo_tf.learner.line_search import NO_DIRECTION, STALE
 from trpo_tf.learner.rules import RULES
 
 NOTHING_STALE = types.SimpleNamespace(stale=None, advantage_std=float64(1.0))
@@ -81,7 +82,14 @@ def test_stale_transitions_shorten_a_step_or_forbid_it(algorithm):
         assert metrics["policy/step_fraction"] == (expected > 0)
 
 
-@pytest.mark.parametrize("settings", [{"algorithm": "npg"}, {"algorithm": "vpg"}, {"algorithm": "vpg", "reuse": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"algorithm": "npg"},
+        pytest.param({"algorithm": "vpg"}, marks=pytest.mark.slow),
+        pytest.param({"algorithm": "vpg", "reuse": 2}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_to_the_bit_and_has_another_policy_than_trpo(make_session, settings):
     session, again, trpo = make_session(**settings), make_session(**settings), make_session()
     rows = [session.step() for _ in range(2)]
@@ -106,3 +114,27 @@ def test_a_run_goes_on_to_the_bit_and_has_another_policy_than_trpo(make_session,
 def test_settings_of_another_algorithm_are_refused(settings):
     with pytest.raises(UsageError, match=r"is of algorithm="):
         make_config(env="CartPole-v1", **settings)
+
+
+@pytest.mark.parametrize("kind", ["stale", "no row"])
+def test_a_batch_that_takes_no_step_leaves_adam_as_it_was(kind):
+    rule = rule_of(algorithm="vpg", vpg_learning_rate=0.1, min_effective_sample_size=0.3)
+    objective, theta = objective_of(PROBS, ACTIONS, ADVANTAGE, tf.float32)
+    theta, _ = rule(objective, theta, NOTHING_STALE)
+    before = [x.numpy() for x in rule.variables]
+    assert before[0].any()
+    prepared = NOTHING_STALE
+    if kind == "stale":
+        metrics = {"stale/effective_sample_size": float64(0.1)}
+        stale = types.SimpleNamespace(lag=None, metrics=metrics, behavior_params=objective.params(theta))
+        prepared = types.SimpleNamespace(stale=stale, advantage_std=float64(1.0))
+    else:
+        nothing = tf.zeros_like(objective.weights)
+        objective = objective._replace(
+            weights=nothing, batch=objective.batch._replace(weights=tf.cast(nothing, tf.float32))
+        )
+    new, metrics = rule(objective, theta, prepared)
+    np.testing.assert_array_equal(new, theta)
+    assert metrics["policy/reason"] == {"stale": STALE, "no row": NO_DIRECTION}[kind]
+    for variable, value in zip(rule.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)

@@ -169,3 +169,35 @@ def test_both_environments_are_closed():
         check(Counted, "Mine-v0")
     assert opened == []
     assert np.isfinite(Counted().reset(seed=0)[0]).all()
+
+
+def test_an_environment_that_fails_now_and_then_is_tried_again():
+    class Unlucky(stateful.Walk):
+        made = 0
+
+        def __init__(self):
+            Unlucky.made += 1
+            self.number = Unlucky.made
+
+        def draw(self):
+            if self.number < 3:
+                raise OSError("no power")
+            return super().draw()
+
+    environments(lambda: Unlucky()).check_states()
+    assert Unlucky.made == 4
+
+
+def test_a_module_is_no_state():
+    class Knows(stateful.Walk):
+        def __init__(self):
+            self.np = np
+
+    environments(lambda: Knows()).check_states()
+
+
+def test_maps_that_are_drawn_for_each_environment_are_refused():
+    """Whether it would show in the trial is up to the maps; that they differ is looked at."""
+    with pytest.raises(UsageError, match="each one has other transitions"):
+        environments("FrozenLake-v1", backend="gymnasium", env_options="desc=None,map_name=None").check_states()
+    environments("FrozenLake-v1", backend="gymnasium").check_states()

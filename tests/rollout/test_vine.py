@@ -97,6 +97,7 @@ def test_a_branch_takes_its_action_and_then_follows_the_policy_until_the_episode
             made = int(branches.mask[s, k].sum())
             if not branches.weight[s]:
                 assert made == 0
+                assert branches.raw_action[s, k] == steps.raw_action[t, b]  # one that the policy can draw
                 continue
             place = steps.obs["observation"][t, b].argmax()
             rewards, terminal, last = by_hand(place, count[t, b], k, policy, [go_on] * (PLAN.steps - 1))
@@ -236,3 +237,43 @@ def test_observations_of_a_branch_are_not_those_of_the_trajectory():
             ends = branches.end_obs["observation"][s, :, 0]
             assert ends[taken] == seen[t + 1, b]
             assert ends[1] - ends[0] == pytest.approx(0.2, abs=1e-6)
+
+
+class Picky(Chain):
+    """Goes round, and takes one action only, by its place; another one is a failure."""
+
+    def step(self, action):
+        assert action == self.place % 2
+        self.place = (self.place + 1) % 6
+        return self.obs(), 1.0, False, False, {}
+
+
+def test_environments_without_a_branch_take_actions_of_their_own_state():
+    plan = PLAN._replace(all_actions=False, actions=2, states=11)
+    policy = np.eye(2)[np.arange(6) % 2] + 1e-30
+    made = environments(Picky, ENVS)
+    mine = VineStepper(lambda update: made.training(100 + update), TableActor(policy), plan)
+    found = rolled(mine, 4)
+    assert [losses.restarts for _, losses, _ in found] == [0] * 4
+    assert any(steps.branches.weight.sum() % ENVS for steps, _, _ in found)  # some environments had none
+
+
+class Unlucky(Chain):
+    """Fails at random."""
+
+    def step(self, action):
+        if self.np_random.random() < 0.08:
+            raise RuntimeError("bad luck")
+        return super().step(action)
+
+
+@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_failures_in_branches_do_not_reach_the_trajectory(apart):
+    settings = {"env_processes": apart, "max_env_restarts": 1000}
+    vine = rolled(stepper(Unlucky, PLAN._replace(common_noise=False), **settings), 4)
+    path = rolled(stepper(Unlucky, None, **settings), 4)
+    for (steps, losses, episodes), (others, theirs, same) in zip(vine, path, strict=True):
+        assert bits(steps) == bits(others)
+        assert losses.failed == theirs.failed
+        assert episodes == same
+    assert sum(losses.restarts - theirs.restarts for (_, losses, _), (_, theirs, _) in zip(vine, path, strict=True)) > 3

@@ -185,7 +185,7 @@ def test_policies_that_numpy_does_not_compute_are_refused(observations, settings
     ("settings", "message"),
     [
         ({"ars_directions": 4, "ars_top": 5}, "ars_top=5: must be <= ars_directions=4"),
-        ({"cma_population": 1}, "cma_population=1: must be >= 2, or 0"),
+        ({"cma_population": 2}, "cma_population=2: must be >= 3, or 0"),
     ],
 )
 def test_settings_that_contradict_each_other_are_named(settings, message):

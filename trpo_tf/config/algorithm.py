@@ -79,8 +79,8 @@ class AlgorithmConfig(Record):
         super().__post_init__()
         if self.ars_top > self.ars_directions:
             raise UsageError(f"--ars_top={self.ars_top}: must be <= --ars_directions={self.ars_directions}")
-        if self.cma_population == 1:
-            raise UsageError("--cma_population=1: must be >= 2, or 0")
+        if self.cma_population in (1, 2):
+            raise UsageError(f"--cma_population={self.cma_population}: must be >= 3, or 0")
 
 
 def check_algorithm(config: Any) -> None:

@@ -17,18 +17,18 @@ class SamplingConfig(Record):
         structural=True,
     )
     vine_states: int = setting(
-        128, "--sampling=vine: states per update from which branches start", low=1, structural=True,
+        64, "--sampling=vine: states per update from which branches start", low=1, structural=True,
         search=("log", 16, 1024),
     )  # fmt: skip
     vine_actions: int = setting(
-        4,
+        8,
         "--sampling=vine: actions tried in each of them; where there are only so many, or fewer, all of them",
         low=2,
         structural=True,
         search=("log", 2, 16),
     )
     vine_steps: int = setting(
-        8, "--sampling=vine: time steps of a branch, after which the value network speaks", low=1, structural=True,
+        4, "--sampling=vine: time steps of a branch, after which the value network speaks", low=1, structural=True,
         search=("log", 1, 256),
     )  # fmt: skip
     vine_common_noise: bool = setting(

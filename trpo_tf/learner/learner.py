@@ -45,10 +45,7 @@ class Learner(tf.Module):
     a thread of its own, beside the policy step and the rollout that follows, until the next update or `wait`.
 
     An update is a transaction. Where it raises, everything is as before it. Where a part of it is not finite, that part
-    is as before it, its metric */committed is 0, and a line says so once.
-
-    Attributes:
-      per_update: what an update learns from, in words.
+    is as before it, its metric */committed is 0, and a line says so once. `per_update`: what one learns from, in words.
 
     Args:
       policy: updated in place.
@@ -72,6 +69,7 @@ class Learner(tf.Module):
             together, every = policy.tried(config.sampling.vine_actions)
             self._batch_layout = Layout(config.sampling.vine_states * together, 1, 1)
             self._group = 1 if every else together
+            self.per_update += f" and {self._batch_layout.rows} branches"
         self._chunk = -(-config.compute.chunk_size // together) * together  # whole sequences, or states
         self._preparation = Preparation(policy, config, self._layout, self._chunk, self.reward_scaler)
         self.step_rule = step_rule or RULES[config.algorithm.algorithm](
@@ -170,6 +168,8 @@ class Learner(tf.Module):
         if self.policy.normalizer.enabled.any():
             vectors = {name: obs[name] for name in self.policy.encoder.vectors}
             metrics["normalizer/committed"] = self._commit(vectors, tensors.mask)
+        if branches is not None:
+            metrics["vine/states"] = tf.math.count_nonzero(prepared.batch.weights[:: branches.behavior_logp.shape[1]])
         metrics = self._checked(_numbers(metrics))
         metrics |= {name: words[metrics[name]] for name, words in _REASONS.items() if name in metrics}
         versions = rollout.version if mixture is None else mixture.version

@@ -13,7 +13,7 @@ from trpo_tf.learner.value_fit import AdamState, adam
 
 
 class PolicyGradient(Rule):
-    """theta + vpg_learning_rate g, or one step of Adam along g. Where g is 0 for all of the batch, so is the step.
+    """theta + vpg_learning_rate g, or a step of Adam along g. A batch that is too stale or has no row changes nothing.
 
     References: Sutton, McAllester, Singh, Mansour 2000, "Policy gradient methods for reinforcement learning with
     function approximation"; Kingma and Ba 2015 for Adam.
@@ -29,7 +29,9 @@ class PolicyGradient(Rule):
         """As StepRule says."""
         surrogate_old, gradient = objective.gradient(theta_old)
         rate = tf.cast(self._config.algorithm.vpg_learning_rate * self._length(prepared), theta_old.dtype)
-        theta = self._ascended(theta_old, gradient, rate)
+        some = tf.reduce_any(objective.weights > 0)
+        theta, moments = self._ascended(theta_old, gradient, rate)
+        theta = tf.where(some, theta, theta_old)
         params_old, change = objective.params(theta_old), theta - theta_old
         surrogate, kl = objective.surrogate_and_kl(theta, params_old)
         step = PolicyStep(
@@ -42,19 +44,21 @@ class PolicyGradient(Rule):
             step_size=tf.cast(rate, tf.float64),
             step_fraction=tf.constant(1.0, tf.float64),
             backtracks=tf.constant(0),
-            reason=tf.constant(line_search.ACCEPTED),
+            reason=tf.where(some, line_search.ACCEPTED, line_search.NO_DIRECTION),
             gradient_norm=tf.sqrt(dot(gradient, gradient)),
             solution=None,
         )
         step = self._accepted(step, theta_old, prepared)
+        for variable, value in moments:
+            variable.assign(tf.where(step.reason == line_search.ACCEPTED, value, variable))
         return step.theta, self._logged(step, objective, prepared)
 
-    def _ascended(self, theta: tf.Tensor, gradient: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+    def _ascended(
+        self, theta: tf.Tensor, gradient: tf.Tensor, rate: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tuple[tf.Variable, tf.Tensor]]]:
+        """The new parameters, and what Adam's variables are then."""
         if self.adam is None:
-            return theta + rate * gradient
-        state = self.adam
-        state.steps.assign_add(1)
-        theta, m, v = adam(theta, -gradient, state.m, state.v, state.steps, rate)
-        state.m.assign(m)
-        state.v.assign(v)
-        return theta
+            return theta + rate * gradient, []
+        state, steps = self.adam, self.adam.steps + 1
+        theta, m, v = adam(theta, -gradient, state.m, state.v, steps, rate)
+        return theta, [(state.steps, steps), (state.m, m), (state.v, v)]

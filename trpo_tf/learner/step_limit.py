@@ -73,8 +73,6 @@ class Penalty(NamedTuple):
 class PlainLength(NamedTuple):
     """A full step of `length` x, taken whatever it does to the surrogate and the KL, if only it is finite.
 
-    No setting chooses it yet; a step rule can.
-
     Reference: Kakade 2001, "A natural policy gradient", with a fixed learning rate.
     """
 

@@ -150,6 +150,11 @@ class _Rendering(Exception):
     """A value that renders."""
 
 
+def tables(env: gym.Env) -> list[Any]:
+    """What is no part of a state, because no step changes it: the transitions of toy text."""
+    return [layer.P for layer in _layers(env) if hasattr(layer, "P") and type(layer).__module__.startswith(_TOY_TEXT)]
+
+
 def _layers(env: gym.Env) -> list[gym.Env]:
     """The environment, what it wraps, and other environments that these have as attributes."""
     found = [env]
@@ -165,7 +170,12 @@ def _fixed(layer: gym.Env) -> Iterator[tuple[str, Any]]:
     for name, value in vars(layer).items():
         if type(value) in _PLAIN:
             continue
-        kept = isinstance(value, gym.Env | gym.Space) or _is_bound(value) or is_model(value) or simulator(value)
+        kept = (
+            isinstance(value, gym.Env | gym.Space | types.ModuleType)
+            or _is_bound(value)
+            or is_model(value)
+            or simulator(value)
+        )
         if kept or name in _ONCE or name == table or _renders(value):
             yield name, value
 

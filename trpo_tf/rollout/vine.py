@@ -97,10 +97,10 @@ class VineStepper(LocalStepper):
         """Tries the branches `which`, [C, 2] of state and action, C <= B; returns environments made anew so far."""
         envs, actor, plan = self._envs, self._actor, self._plan
         assert envs is not None
-        for env, (state, k) in enumerate(which):
+        own, everywhere = slice(len(which)), which[np.arange(envs.num_envs) % len(which)]  # what is over repeats others
+        for env, (state, k) in enumerate(everywhere):
             envs.restore(env, self._saved[state], None if plan.common_noise else int(grown.seeds[state, k]))
-        own = slice(len(which))
-        at = tuple(which[np.arange(envs.num_envs) % len(which)].T)  # environments that have no branch repeat others
+        at = tuple(everywhere.T)
         obs = {name: x[at[0]] for name, x in grown.first_obs.items()}
         going = np.arange(envs.num_envs) < len(which)
         at_own = which[:, 0], which[:, 1]
@@ -114,7 +114,7 @@ class VineStepper(LocalStepper):
             with unwarned():
                 seen, bad = clean(given.obs, actor.leaves)
             obs = {name: x.reshape(obs[name].shape) for name, x in seen.items()}
-            failed = envs.pop_failures()
+            failed = [failure for failure in envs.pop_failures() if failure.env < len(which)]
             restarts = count_restarts(failed, restarts, envs.max_restarts)
             bad |= ~np.isfinite(given.reward)
             bad[[failure.env for failure in failed]] = True
@@ -145,7 +145,8 @@ class _Branches(NamedTuple):
         branches = Branches(
             row=rows,
             weight=weight,
-            raw_action=np.zeros((*shape, actor.action_size), np.float32),
+            # where nothing is tried, what the trajectory did there
+            raw_action=steps.raw_action.reshape(-1, actor.action_size)[rows][:, None].repeat(plan.actions, 1),
             behavior_logp=None,
             reward=np.zeros((*shape, plan.steps), np.float32),
             mask=np.zeros((*shape, plan.steps), np.float32),

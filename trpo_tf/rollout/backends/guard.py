@@ -104,20 +104,20 @@ class Guard(gym.Wrapper):
                 return obs, info
         raise lives.give_up()
 
-    def save(self) -> tuple[Any, Any] | None:
-        """Its last observation and its state; see Backend."""
+    def save(self) -> tuple[Any, Any, int] | None:
+        """Its last observation, its state, and how often it had failed; see Backend."""
         if self._lives.broken:
             return None
         try:
-            return copy.deepcopy(self._obs), self._saver().save()
+            return copy.deepcopy(self._obs), self._saver().save(), self._lives.count
         except BaseException as error:
             self._lives.fail(error)
             return None
 
-    def restore(self, saved: tuple[Any, Any], seed: int | None) -> None:
+    def restore(self, saved: tuple[Any, Any, int], seed: int | None) -> None:
         """Puts it back to where it was, or another one that is made for it; see Backend."""
         lives = self._lives
-        self._obs, state = saved
+        self._obs, state, lives.count = saved
         try:
             if lives.broken:
                 self._replace()

@@ -138,12 +138,12 @@ class ProcessVectorEnv:
             reward[index], flags[0, index], flags[1, index] = answer
         return self._observed(), reward, *flags, {}
 
-    def save(self, index: int) -> tuple[tuple[bytes, bool], list[np.ndarray]] | None:
-        """The state of an environment, whether its episode has ended, and its last observation; see Backend."""
+    def save(self, index: int) -> tuple[tuple[bytes, bool, int], list[np.ndarray]] | None:
+        """The state of an environment, as of its slot, and its last observation; see Backend."""
         saved = self.envs[index].save()
         return None if saved is None else (saved, [x[index].copy() for x in leaves(self._shared).values()])
 
-    def restore(self, index: int, saved: tuple[tuple[bytes, bool], list[np.ndarray]], seed: int | None) -> None:
+    def restore(self, index: int, saved: tuple[tuple[bytes, bool, int], list[np.ndarray]], seed: int | None) -> None:
         """Puts an environment back to where it was; see Backend."""
         state, obs = saved
         self.envs[index].restore(*state, seed)
@@ -255,17 +255,17 @@ class _Slot:
         elif not (self._lives.pretended or self._lives.broken):  # broken: when it was saved or put back
             self.process.ask("step", action)
 
-    def save(self) -> tuple[bytes, bool] | None:
-        """Its state, and whether its episode has ended; see Backend."""
+    def save(self) -> tuple[bytes, bool, int] | None:
+        """Its state, whether its episode has ended, and how often it had failed; see Backend."""
         if self._lives.broken:
             return None
         self.process.ask("save")
         state = self._answered()
-        return None if state is None else (state, self._ended)
+        return None if state is None else (state, self._ended, self._lives.count)
 
-    def restore(self, state: bytes, ended: bool, seed: int | None) -> None:
+    def restore(self, state: bytes, ended: bool, failed: int, seed: int | None) -> None:
         """Puts it back to where it, or another one, was; see Backend."""
-        self._ended = ended
+        self._ended, self._lives.count = ended, failed
         self.process.ask("restore", (state, seed))
         self._lives.broken = self._answered() is None
 

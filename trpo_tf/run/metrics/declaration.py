@@ -71,6 +71,7 @@ METRICS = (
     Metric("stale/surrogate_variance", "std^2", "variance of the surrogate's estimate at the old policy"),
     Metric("stale/kl_behavior_old", _KL, "mean KL(behavior || old)"),
     Metric("stale/kl", _KL, "mean KL(behavior || new)"),
+    Metric("vine/states", "count", "states of a vine that the update learned from"),
     Metric("stale/share_of_staleness_*", "1", "fraction of the weight that is so many updates old"),
     Metric("stale/share_of_older", "1", "fraction of the weight that is older than those"),
     Metric("stale/mean_staleness", "updates", "mean staleness of new transitions from workers", "staleness", ".2f"),
