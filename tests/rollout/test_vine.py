@@ -261,19 +261,28 @@ def test_environments_without_a_branch_take_actions_of_their_own_state():
 class Unlucky(Chain):
     """Fails at random."""
 
+    how_often = 0.08
+
     def step(self, action):
-        if self.np_random.random() < 0.08:
+        if self.np_random.random() < self.how_often:
             raise RuntimeError("bad luck")
         return super().step(action)
 
 
-@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_failures_in_branches_do_not_reach_the_trajectory(apart):
+class LessUnlucky(Unlucky):
+    """In a process of its own, which takes a second to begin anew."""
+
+    how_often = 0.02
+
+
+@pytest.mark.parametrize(("kind", "apart"), [(Unlucky, False), pytest.param(LessUnlucky, True, marks=pytest.mark.slow)])
+def test_failures_in_branches_do_not_reach_the_trajectory(kind, apart):
     settings = {"env_processes": apart, "max_env_restarts": 1000}
-    vine = rolled(stepper(Unlucky, PLAN._replace(common_noise=False), **settings), 4)
-    path = rolled(stepper(Unlucky, None, **settings), 4)
+    vine = rolled(stepper(kind, PLAN._replace(common_noise=False), **settings), 4)
+    path = rolled(stepper(kind, None, **settings), 4)
     for (steps, losses, episodes), (others, theirs, same) in zip(vine, path, strict=True):
         assert bits(steps) == bits(others)
         assert losses.failed == theirs.failed
         assert episodes == same
+    assert any(theirs.failed for _, theirs, _ in path[1:])
     assert sum(losses.restarts - theirs.restarts for (_, losses, _), (_, theirs, _) in zip(vine, path, strict=True)) > 3
