@@ -48,8 +48,9 @@ def trained(
     if any((run_dir / "checkpoints").glob("update_*")):
         command.append("--resume")
     else:
-        steps, _ = TABLE.get((env, recipe), (0, 0))
-        command += [f"--flagfile={RECIPES / recipe}.flags", f"--env={env}", f"--seed={seed}", f"--total_steps={steps}"]
+        command += [f"--flagfile={RECIPES / recipe}.flags", f"--env={env}", f"--seed={seed}"]
+        if (env, recipe) in TABLE:
+            command.append(f"--total_steps={TABLE[env, recipe][0]}")
         command += more
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=seconds, cwd=RECIPES.parent)
     return run_dir

@@ -1,8 +1,6 @@
 """Environments in processes: the same as in one process, and failures that are found, named and survived."""
 
 import functools
-import gc
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,17 +18,9 @@ from tests.rollout import counting  # noqa: F401, registers its environments
 from tests.rollout.acting import Acting, Drawn, Loose, fail
 from tests.rollout.helpers import NEEDS_ENVPOOL, drawn, environments, vector_env
 from trpo_tf.errors import EnvironmentFailure, UsageError
-from trpo_tf.rollout.backends import processes
 from trpo_tf.rollout.vector_env import EnvStep
 
-
-@pytest.fixture(autouse=True)
-def nothing_left(monkeypatch):
-    """No process outlives its test, and none is waited for as long as users' are."""
-    monkeypatch.setattr(processes, "CLOSE_SECONDS", 0.5)
-    yield
-    gc.collect()
-    assert not multiprocessing.active_children()
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def started(act=lambda number, count: None, count=3, **settings):

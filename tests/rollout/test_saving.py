@@ -1,8 +1,6 @@
 """Environments that are stepped together, each saved and put back by its backend: books, failures, processes."""
 
 import functools
-import gc
-import multiprocessing
 import os
 import signal
 import time
@@ -15,19 +13,12 @@ from tests.rollout.acting import Acting
 from tests.rollout.helpers import drawn, environments, vector_env
 from tests.rollout.stateful import killed, raises
 from trpo_tf.errors import EnvironmentFailure
-from trpo_tf.rollout.backends import processes
 
 TIMEOUT = 3  # enough to start a process on a busy machine
 BOTH = pytest.mark.parametrize("apart", [False, True], ids=["here", "processes"])
 
 
-@pytest.fixture(autouse=True)
-def nothing_left(monkeypatch):
-    """No process outlives its test."""
-    monkeypatch.setattr(processes, "CLOSE_SECONDS", 0.5)
-    yield
-    gc.collect()
-    assert not multiprocessing.active_children()
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def follow(envs, steps, seed=1):

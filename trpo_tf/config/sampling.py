@@ -22,7 +22,7 @@ class SamplingConfig(Record):
     )  # fmt: skip
     vine_actions: int = setting(
         8,
-        "--sampling=vine: actions tried in each of them; where there are only so many, or fewer, all of them",
+        "--sampling=vine: actions tried in each of them; of a Discrete space that has no more, each one once",
         low=2,
         structural=True,
         search=("log", 2, 16),

@@ -187,10 +187,7 @@ class VectorEnv:
 
         Episodes that ended meanwhile are still among those of `pop_episodes`.
 
-        Args:
-          env: its index.
-          saved: not None.
-          seed: of its random generator from there on; None: that goes on as it would have.
+        env, saved, seed: as of Backend.
 
         Raises:
           UsageError: as `save`.

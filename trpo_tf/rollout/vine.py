@@ -97,7 +97,8 @@ class VineStepper(LocalStepper):
         """Tries the branches `which`, [C, 2] of state and action, C <= B; returns environments made anew so far."""
         envs, actor, plan = self._envs, self._actor, self._plan
         assert envs is not None
-        own, everywhere = slice(len(which)), which[np.arange(envs.num_envs) % len(which)]  # what is over repeats others
+        own = slice(len(which))
+        everywhere = which[np.arange(envs.num_envs) % len(which)]  # environments without a branch do what others do
         for env, (state, k) in enumerate(everywhere):
             envs.restore(env, self._saved[state], None if plan.common_noise else int(grown.seeds[state, k]))
         at = tuple(everywhere.T)
