@@ -288,10 +288,12 @@ def test_a_collector_is_restored_to_the_bit_where_environments_failed(fault, pro
 
     undisturbed, resumed = another(), another()
     undisturbed.rebuild(3)
-    for _ in range(5):
+    for _ in range(100):  # five in the mean; a chance may have it otherwise
         rollout = collect(undisturbed)
-    assert rollout.restarts > 2
-    assert rollout.dropped > 10
+        if rollout.restarts > 2 and rollout.dropped > 10:
+            break
+    else:
+        pytest.fail("hardly any environment failed")
     state = undisturbed.state()
     assert resumed.restore({name: x.copy() for name, x in state.items()})
     again = resumed.state()
