@@ -4,6 +4,7 @@
     python benchmarks/against.py --jobs=16 --budget_seconds=500      # as many runs as that allows; once more goes on
     python benchmarks/against.py --part=search --only=trpo,npg --envs=CartPole-v1
     python benchmarks/against.py --part=report                       # of the records that are there
+    python benchmarks/against.py --known=benchmarks/results/against.json   # runs what is not in there
 
 | algorithm | what it is | its step size |
 |---|---|---|
@@ -50,7 +51,7 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import app, flags
-from against_report import Record, area, best, falls, report, scores
+from against_report import Record, area, best, falls, on_grid, report, scores
 from recipes import FIRST, trained
 
 from trpo_tf.files import write_file
@@ -62,7 +63,6 @@ ENVS = ("CartPole-v1", "Hopper-v5", "Walker2d-v5", "HalfCheetah-v5")
 SHORTER = {"CartPole-v1": 4}  # steps are divided by
 SEEDS = {"search": range(100, 102), "compare": range(200, 210), "sensitivity": range(300, 303)}
 SENSITIVE_ENVS = ("Hopper-v5", "HalfCheetah-v5")
-MOST_POINTS = 200  # of a record's curve
 # Cores are shared by processes: no run takes threads of its own, nor the GPU.
 ONE_CORE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 SHARED = (
@@ -116,7 +116,8 @@ class Case(NamedTuple):
     @property
     def name(self) -> str:
         """Of its record."""
-        return f"{self.part}-{self.env}-{self.algorithm}-{self.value:g}-s{self.seed}-{self.steps}"
+        env = self.env.replace("/", "_")
+        return f"{self.part}-{env}-{self.algorithm}-{self.value:g}-s{self.seed}-{self.steps}"
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -190,9 +191,13 @@ def _without_value(case: Record) -> tuple:
     return tuple(case[name] for name in ("env", "algorithm", "seed", "steps"))
 
 
-def read_records(work_dir: Path) -> dict[str, Record]:
-    """All records by name."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (work_dir / "records").glob("*.json")}
+def read_records(work_dir: Path, known: Path | None = None) -> dict[str, Record]:
+    """All records by name. known: results of earlier runs, which count as well."""
+    reported = json.loads(known.read_text(encoding="utf-8"))["runs"] if known else []
+    paths = (work_dir / "records").glob("*.json")
+    return {Case(*(record[name] for name in Case._fields)).name: record for record in reported} | {
+        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths
+    }
 
 
 def record_of(case: Case, run_dir: Path, seconds: float) -> Record:
@@ -205,7 +210,6 @@ def record_of(case: Case, run_dir: Path, seconds: float) -> Record:
     kl = [float(row["policy/kl"]) for row in rows if row.get("policy/kl")]
     finite = [x for x in kl if math.isfinite(x)]
     elapsed = float(rows[-1]["time/elapsed_seconds"]) - float(rows[0]["time/elapsed_seconds"])
-    kept = sorted({round((k + 1) * len(known) / MOST_POINTS) - 1 for k in range(MOST_POINTS)} - {-1} | {0})
     return case._asdict() | {
         "env_steps": int(rows[-1]["env_steps"]),
         "updates": len(rows),
@@ -219,7 +223,7 @@ def record_of(case: Case, run_dir: Path, seconds: float) -> Record:
         "kl_mean": float(np.mean(finite)) if finite else None,
         "kl_max": max(finite, default=None),
         "kl_not_finite": len(kl) - len(finite),
-        "curve": [[steps[k] for k in kept], [returns[k] for k in kept]],
+        "curve": on_grid(steps, returns, case.steps).tolist(),
     }
 
 
@@ -294,11 +298,11 @@ def main(argv):
     given, start = flags.FLAGS, time.monotonic()
     os.environ |= ONE_CORE
     steps = {part: given[f"{part}_steps"].value for part in SEEDS}
-    plan, work_dir = Plan(given.envs, given.only, steps), Path(given.work_dir)
+    plan, work_dir, known = Plan(given.envs, given.only, steps), Path(given.work_dir), given.known and Path(given.known)
     (work_dir / "records").mkdir(parents=True, exist_ok=True)
     left = failed = 0
     for part in (part for part in SEEDS if part in given.part):
-        records = read_records(work_dir)
+        records = read_records(work_dir, known)
         wanted = [case for case in plan.cases(part, plan.chosen(records)) if case.name not in records]
         limits = (start + (seconds or math.inf) for seconds in (given.budget_seconds, given.hard_seconds))
         unfinished = run_all(wanted, work_dir, given.jobs, *limits)
@@ -308,7 +312,7 @@ def main(argv):
                 print(f"{env}, {name}: its search is not complete, so it is not compared")
                 left += len(SEEDS[part])
     if "report" in given.part:
-        records = read_records(work_dir)
+        records = read_records(work_dir, known)
         whole = Plan(ENVS, list(ALGORITHMS), steps)
         places = ROOT / "benchmarks" / "results", ROOT / "docs"
         print(report(whole.of_records(records), whole.missing(records), ENVS, list(ALGORITHMS), *places))
@@ -327,6 +331,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer("compare_steps", 300_000, "environment steps of a run of the comparison", lower_bound=10_000)
     flags.DEFINE_integer("sensitivity_steps", 100_000, "environment steps of the sensitivity", lower_bound=10_000)
     flags.DEFINE_string("work_dir", "runs/against", "where runs and their records go")
+    flags.DEFINE_string("known", "", "results of earlier runs that are not run again")
+    flags.register_validator("known", lambda x: not x or Path(x).is_file(), "a file, such as results/against.json")
     flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1)
     flags.DEFINE_float("budget_seconds", 0, "after so many no run is begun; 0: no limit", lower_bound=0)
     flags.DEFINE_float("hard_seconds", 0, "after so many runs are killed; 0: no limit", lower_bound=0)

@@ -212,7 +212,7 @@ def as_json(records: list[Record], missing: Sequence[tuple[str, str, str]]) -> s
     for record in records:
         kept = {name: _rounded(value) for name, value in record.items() if name != "curve"}
         if record["part"] in ("compare", "vine") and "curve" in record:
-            kept["curve"] = [_rounded(float(x)) for x in on_grid(*record["curve"], record["steps"])]
+            kept["curve"] = [_rounded(x) for x in record["curve"]]
         runs.append(kept)
     about = {"fell": DEFINITION, "curve": f"the training return at steps / {POINTS}, 2 steps / {POINTS}, ..., steps"}
     head = json.dumps({"about": about, "missing": missing_lines(missing)}, allow_nan=False)
@@ -232,7 +232,7 @@ def draw_curves(records: list[Record], envs: Sequence[str], algorithms: Sequence
         for algorithm, value in groups:
             runs, color = groups[algorithm, value], f"C{algorithms.index(algorithm)}"
             total = runs[0]["steps"]
-            curves = np.stack([on_grid(*r["curve"], total) for r in runs])
+            curves = np.array([r["curve"] for r in runs])
             grid = np.linspace(total / POINTS, total, POINTS) / 1000
             (lines[algorithm],) = axis.plot(grid, curves.mean(0), color=color, linewidth=1.5)
             axis.fill_between(grid, *interval(curves), color=color, alpha=0.15, linewidth=0)

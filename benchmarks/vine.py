@@ -34,11 +34,6 @@ class VineCase(Case):
     """A run; `algorithm` is the sampling, `value` is 0."""
 
     @property
-    def name(self) -> str:
-        """Of its record."""
-        return super().name.replace("/", "_")
-
-    @property
     def flags(self) -> tuple[str, ...]:
         """Beside those of the recipe."""
         return (*SHARED, f"--total_steps={self.steps}", *SAMPLING[self.algorithm], *OF_ENV.get(self.env, ()))

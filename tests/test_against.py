@@ -23,10 +23,10 @@ PLAN = against.Plan(("CartPole-v1", "Hopper-v5"), ("trpo", "npg"), STEPS)
 
 def made_up(case, final=100.0, **changes):
     """The record of a run."""
-    curve = [[case.steps // 4, case.steps], [0.0, final]]
-    numbers = {"env_steps": case.steps, "updates": 8, "seconds": 10.0, "env_steps_per_second": 2000.0, "final": final}
-    numbers |= {"area": final / 2, "fell": 1, "counted": 4, "kl_mean": 0.01, "kl_max": 0.02, "kl_not_finite": 0}
-    return case._asdict() | numbers | {"curve": curve} | changes
+    curve = np.linspace(0.0, final, numbers.POINTS).tolist()
+    measured = {"env_steps": case.steps, "updates": 8, "seconds": 10.0, "env_steps_per_second": 2000.0, "final": final}
+    measured |= {"area": final / 2, "fell": 1, "counted": 4, "kl_mean": 0.01, "kl_max": 0.02, "kl_not_finite": 0}
+    return case._asdict() | measured | {"curve": curve} | changes
 
 
 def records_of(cases, **changes):
@@ -199,16 +199,24 @@ def test_a_finished_run_leaves_its_record_and_nothing_else(tmp_path, monkeypatch
     assert record["env_steps_per_second"] == 3000 / 6
     assert record["area"] == pytest.approx((20 + 25 + 35 + 45) / 4)
     assert (record["kl_mean"], record["kl_max"], record["kl_not_finite"]) == (pytest.approx(0.02), 0.03, 1)
-    assert record["curve"] == [[1000, 2000, 3000, 4000], [20, 30, 40, 50]]
+    assert len(record["curve"]) == numbers.POINTS
+    assert [record["curve"][k] for k in (0, 24, 49)] == pytest.approx([20, 30, 50])  # at 80, 2000 and 4000 steps
     assert (record["fell"], record["counted"]) == (0, 0)
 
 
-def test_a_record_has_at_most_200_points_of_its_curve(tmp_path, monkeypatch):
-    fake(monkeypatch, rows=[(10 * k, 20 * k, float(k), 0.1) for k in range(1, 1001)])
+def test_what_was_reported_is_known(tmp_path, monkeypatch):
+    fake(monkeypatch)
     (tmp_path / "records").mkdir()
-    steps, returns = against.run(CASE, tmp_path, math.inf, math.inf)["curve"]
-    assert len(steps) <= against.MOST_POINTS + 1
-    assert (steps[0], steps[-1], returns[-1]) == (10, 10_000, 1000)
+    cases = [CASE, CASE._replace(part="compare", env="ALE/Pong-v5", seed=200)]
+    for case in cases:
+        against.run(case, tmp_path, math.inf, math.inf)
+    results = tmp_path / "against.json"
+    results.write_text(numbers.as_json([*against.read_records(tmp_path).values()], []))
+    known = against.read_records(tmp_path / "elsewhere", results)
+    assert {*known} == {case.name for case in cases}
+    written = against.read_records(tmp_path)[cases[1].name]
+    rounded = {key: pytest.approx(x, rel=1e-4) for key, x in written.items() if isinstance(x, float | list)}
+    assert known[cases[1].name] == written | rounded
 
 
 def test_a_run_that_breaks_down_is_recorded_as_that(tmp_path, monkeypatch):
