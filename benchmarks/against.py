@@ -1,6 +1,6 @@
 """TRPO against what it is set against: penalty form, natural and plain policy gradient, CMA-ES, random search.
 
-    python benchmarks/against.py --jobs=2                            # all parts; about three hours
+    python benchmarks/against.py --jobs=2                            # all parts; about two hours on two cores
     python benchmarks/against.py --jobs=16 --budget_seconds=500      # as many runs as that allows; once more goes on
     python benchmarks/against.py --part=search --only=trpo,npg --envs=CartPole-v1
     python benchmarks/against.py --part=report                       # of the records that are there
@@ -328,7 +328,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("envs", list(ENVS), "environments")
     flags.register_validator("envs", lambda x: {*x} <= {*ENVS}, f"among {', '.join(ENVS)}")
     flags.DEFINE_integer("search_steps", 100_000, "environment steps of a run of the search", lower_bound=10_000)
-    flags.DEFINE_integer("compare_steps", 300_000, "environment steps of a run of the comparison", lower_bound=10_000)
+    flags.DEFINE_integer("compare_steps", 200_000, "environment steps of a run of the comparison", lower_bound=10_000)
     flags.DEFINE_integer("sensitivity_steps", 100_000, "environment steps of the sensitivity", lower_bound=10_000)
     flags.DEFINE_string("work_dir", "runs/against", "where runs and their records go")
     flags.DEFINE_string("known", "", "results of earlier runs that are not run again")
