@@ -1,6 +1,7 @@
 """Shared pieces of the tests: quiet TensorFlow, small networks in float64, a tiny training configuration."""
 
 import contextlib
+import gc
 import os
 import signal
 
@@ -39,6 +40,12 @@ TINY = {
 }
 # What trpo_tf.TRPO takes of it beside the environment; the rest is the training command's.
 SMALL = {name: value for name, value in TINY.items() if name != "env" and "eval" not in name}
+
+
+@pytest.fixture(autouse=True)
+def _collected_quickly():
+    """Collections walk what the test made, and not TensorFlow's half a million objects."""
+    gc.freeze()
 
 
 @contextlib.contextmanager

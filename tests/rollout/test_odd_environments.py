@@ -166,6 +166,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_clear_is_refused_in_one_line_before_training(name):
     settings, message = REFUSED[name]
+    gc.unfreeze()
     gc.collect()  # closes what tests before left open, after their failures
     Odd.opened = 0
     with pytest.raises(UsageError) as error:
