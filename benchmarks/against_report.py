@@ -160,6 +160,22 @@ def compare_table(records: list[Record], env: str, algorithms: Sequence[str]) ->
     return lines
 
 
+def summary_table(records: list[Record], envs: Sequence[str], algorithms: Sequence[str]) -> list[str]:
+    """A line per algorithm: on each environment the mean final return, and the share of updates after which it fell."""
+    shown = [env for env in envs if any(r["env"] == env for r in records)]
+    lines = [f"| algorithm | {' | '.join(shown)} |", "|---" * (len(shown) + 1) + "|"]
+    groups = grouped(finished(records), "algorithm", "env")
+    for algorithm in (a for a in algorithms if any((a, env) in groups for env in shown)):
+        cells = []
+        for env in shown:
+            runs = groups.get((algorithm, env), [])
+            shares = [r["fell"] / r["counted"] for r in runs if r["counted"]]
+            share = f", {np.mean(shares):.0%}" if shares else ""
+            cells.append(_with_interval([r["final"] for r in runs]) + share if runs else "")
+        lines.append(f"| {algorithm} | {' | '.join(cells)} |")
+    return lines
+
+
 def sensitivity_table(records: list[Record], envs: Sequence[str], algorithms: Sequence[str]) -> list[str]:
     """A line per environment and algorithm: the mean final return and its range by the value."""
     lines = ["| environment | algorithm | step size: mean final return (smallest to largest) |", "|---|---|---|"]
@@ -194,6 +210,8 @@ def markdown(records: list[Record], missing: Sequence[tuple[str, str, str]], env
             lines += [*search_table(found, envs, algorithms), ""]
         if part == "compare" and found:
             lines += [DEFINITION, "", NOTES, ""]
+            lines += ["Mean final return with its interval, and the share of updates after which the return fell:", ""]
+            lines += [*summary_table(found, envs, algorithms), ""]
             for env in (e for e in envs if any(r["env"] == e for r in found)):
                 lines += [f"### {env}", "", *compare_table(found, env, algorithms), ""]
         if part == "sensitivity" and found:

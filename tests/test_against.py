@@ -270,6 +270,7 @@ def test_a_report_of_all_runs(tmp_path):
         "against_step_size.png",
     }
     assert text == (tmp_path / "against.md").read_text()
+    assert "| npg | 104 (103 to 106), 25% | 104 (103 to 106), 25% |" in text
     line = next(line for line in text.splitlines() if line.startswith("| npg | 0.03 |"))
     assert line.startswith("| npg | 0.03 | 10 | 104 (")  # a mean of 104.5, rounded to even
     assert line.endswith("| 25% | 0.01 | 0.02 | 10 | 2,000 |")
