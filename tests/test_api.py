@@ -14,6 +14,8 @@ from tests.rollout import counting  # noqa: F401, registers its environments
 from trpo_tf.config import settings
 from trpo_tf.run import checkpoint
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 def cartpole():
     return gym.make("CartPole-v1")

@@ -12,6 +12,8 @@ from trpo_tf.rollout.backends.envpool import EnvPoolBackend
 from trpo_tf.run import checkpoint
 from trpo_tf.run.metrics.csv import read_csv
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 @pytest.fixture
 def agent():

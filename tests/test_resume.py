@@ -16,6 +16,7 @@ from trpo_tf.errors import Error, UsageError
 from trpo_tf.run import checkpoint, directory
 from trpo_tf.serving import saved_model
 
+pytestmark = pytest.mark.usefixtures("eagerly")
 SMALL = {name: value for name, value in TINY.items() if "eval" not in name}
 
 

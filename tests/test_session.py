@@ -13,6 +13,8 @@ from trpo_tf.rollout.environments import Environments
 from trpo_tf.run.checkpoint import Checkpoint
 from trpo_tf.session import Session
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 def arrays(session):
     return {name: x.tobytes() for name, x in session.checkpoint().arrays.items()}

@@ -9,6 +9,8 @@ from trpo_tf import seeds
 from trpo_tf.learner.learner import Learner
 from trpo_tf.learner.step_rule import TrustRegion, old_policy_metrics, step_metrics
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 def test_what_is_logged_of_a_step():
     _, _, step = take_step()

@@ -14,6 +14,8 @@ from trpo_tf.rollout.sources.prefetching import PrefetchingSource
 from trpo_tf.session import Session
 from trpo_tf.types import Rollout, Trajectory
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 def watched(session, monkeypatch):
     """The rollouts that the learner is given, from now on, and the policy's parameters when it was."""
