@@ -1,6 +1,6 @@
 """Vine against single path, at equal environment steps, those of branches among them.
 
-    python benchmarks/vine.py --jobs=2                          # an hour or two on two cores
+    python benchmarks/vine.py --jobs=2                          # half an hour on two cores
     python benchmarks/vine.py --envs=Hopper-v5 --seeds=400,401
     python benchmarks/vine.py --envs=                           # a report of the records that are there
 
@@ -83,7 +83,7 @@ def main(argv):
 if __name__ == "__main__":
     flags.DEFINE_list("envs", list(ENVS), "environments to train on")
     flags.DEFINE_list("seeds", ["400", "401", "402", "403", "404"], "seeds of each")
-    flags.DEFINE_integer("steps", 300_000, "environment steps of a run", lower_bound=10_000)
+    flags.DEFINE_integer("steps", 200_000, "environment steps of a run", lower_bound=10_000)
     flags.DEFINE_string("work_dir", "runs/vine", "where runs and their records go")
     flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1)
     app.run(main)
