@@ -67,6 +67,7 @@ SENSITIVE_ENVS = ("Hopper-v5", "HalfCheetah-v5")
 ONE_CORE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 SHARED = (
     "--eval_every=0",
+    "--checkpoint_every=1000000",  # environments are rebuilt there, and the first episodes to end are short ones
     "--final_eval_episodes=20",
     "--noexport",
     "--notensorboard",
