@@ -29,52 +29,28 @@
 All runs of an environment share its first recipe in recipes.py, of which max_kl and max_step are used by TRPO alone.
 They are evaluated at the end only, 20 deterministic episodes. CartPole-v1 has a quarter of the steps. A run is a
 process with one thread for environments and one for TensorFlow's operations; with --jobs > 1 it keeps to its share of
-the cores. It uses no GPU, and no XLA, which on so short runs takes longer to compile than it saves.
-
-A finished run is a file in <work_dir>/records, and is not run again; its directory is deleted. So is a run that broke
-down after its first update: that is its result. A run that was cut off leaves nothing. Records of several machines can
-be put together in one directory.
+the cores. It uses no GPU, and no XLA, which on so short runs takes longer to compile than it saves. See runs.py.
 """
 
 import json
 import math
 import os
-import queue
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from absl import app, flags
-from against_report import Record, area, best, falls, on_grid, report, scores
-from recipes import FIRST, trained
-
-from trpo_tf.files import write_file
-from trpo_tf.rollout.backends.base import usable_cores
-from trpo_tf.run.metrics.csv import read_csv
+from against_report import best, report, scores
+from recipes import FIRST
+from runs import ONE_CORE, SHARED, Record, read_records, run_all
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVS = ("CartPole-v1", "Hopper-v5", "Walker2d-v5", "HalfCheetah-v5")
 SHORTER = {"CartPole-v1": 4}  # steps are divided by
 SEEDS = {"search": range(100, 102), "compare": range(200, 210), "sensitivity": range(300, 303)}
 SENSITIVE_ENVS = ("Hopper-v5", "HalfCheetah-v5")
-# Cores are shared by processes: no run takes threads of its own, nor the GPU.
-ONE_CORE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-SHARED = (
-    "--eval_every=0",
-    "--checkpoint_every=1000000",  # environments are rebuilt there, and the first episodes to end are short ones
-    "--final_eval_episodes=20",
-    "--noexport",
-    "--notensorboard",
-    "--env_threads=1",
-    "--update_threads=1",
-    "--xla=off",
-)
 
 
 class Algorithm(NamedTuple):
@@ -113,6 +89,11 @@ class Case(NamedTuple):
     value: float
     seed: int
     steps: int
+
+    @property
+    def recipe(self) -> str:
+        """The environment's first one."""
+        return FIRST.get(self.env, "mujoco")
 
     @property
     def name(self) -> str:
@@ -192,105 +173,10 @@ def _without_value(case: Record) -> tuple:
     return tuple(case[name] for name in ("env", "algorithm", "seed", "steps"))
 
 
-def read_records(work_dir: Path, known: Path | None = None) -> dict[str, Record]:
-    """All records by name. known: results of earlier runs, which count as well."""
-    reported = json.loads(known.read_text(encoding="utf-8"))["runs"] if known else []
-    paths = (work_dir / "records").glob("*.json")
-    return {Case(*(record[name] for name in Case._fields)).name: record for record in reported} | {
-        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths
-    }
-
-
-def record_of(case: Case, run_dir: Path, seconds: float) -> Record:
-    """The record of a finished run. seconds: of its process."""
-    rows = read_csv(run_dir / "progress.csv")
-    known = [row for row in rows if row["env/episode_return"]]
-    steps, episodes = ([int(row[name]) for row in known] for name in ("env_steps", "env/episodes"))
-    returns = [float(row["env/episode_return"]) for row in known]
-    fell, counted = falls(episodes, returns)
-    kl = [float(row["policy/kl"]) for row in rows if row.get("policy/kl")]
-    finite = [x for x in kl if math.isfinite(x)]
-    elapsed = float(rows[-1]["time/elapsed_seconds"]) - float(rows[0]["time/elapsed_seconds"])
-    return case._asdict() | {
-        "env_steps": int(rows[-1]["env_steps"]),
-        "updates": len(rows),
-        "seconds": seconds,
-        # From the end of the first update on: compilation is not in it.
-        "env_steps_per_second": (int(rows[-1]["env_steps"]) - int(rows[0]["env_steps"])) / elapsed if elapsed else None,
-        "final": json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))["return_mean"],
-        "area": area(steps, returns, case.steps),
-        "fell": fell,
-        "counted": counted,
-        "kl_mean": float(np.mean(finite)) if finite else None,
-        "kl_max": max(finite, default=None),
-        "kl_not_finite": len(kl) - len(finite),
-        "curve": on_grid(steps, returns, case.steps).tolist(),
-    }
-
-
-def run(case: Case, work_dir: Path, begin_until: float, end_until: float) -> Record | None:
-    """Trains one run and writes its record; None where there is no time left for it.
-
-    Args:
-      begin_until, end_until: of time.monotonic(), infinity for no limit. A run that has not ended by then is killed.
-
-    Raises:
-      subprocess.CalledProcessError: it failed before its first update was over.
-    """
-    run_dir = work_dir / "runs" / case.name
-    shutil.rmtree(run_dir, ignore_errors=True)
-    start = time.monotonic()
-    if start >= min(begin_until, end_until):
-        return None
-    try:
-        seconds = None if math.isinf(end_until) else end_until - start
-        trained(run_dir, case.env, FIRST.get(case.env, "mujoco"), case.seed, case.flags, seconds)
-        record = record_of(case, run_dir, time.monotonic() - start)
-    except subprocess.TimeoutExpired:
-        return None
-    except subprocess.CalledProcessError as error:
-        progress = run_dir / "progress.csv"
-        updates = len(read_csv(progress)) if progress.exists() else 0
-        if error.returncode != 1 or not updates:  # a signal, or nothing that its step size did
-            raise
-        record = case._asdict() | {"failed": f"after {updates} updates"}
-    finally:
-        shutil.rmtree(run_dir, ignore_errors=True)
-    write_file(work_dir / "records" / f"{case.name}.json", (json.dumps(record) + "\n").encode())
-    return record
-
-
-def shares(cores: Sequence[int], jobs: int) -> list[set[int]]:
-    """The cores of each of the runs at a time."""
-    return [{*cores[k::jobs]} or {cores[k % len(cores)]} for k in range(jobs)]
-
-
-def run_all(cases: Sequence[Case], work_dir: Path, jobs: int, begin_until: float, end_until: float) -> tuple[int, int]:
-    """Trains the runs, so many at a time. How many there was no time for, and how many failed without a record."""
-    free: queue.SimpleQueue = queue.SimpleQueue()
-    for share in shares(sorted(usable_cores()), jobs):
-        free.put(share)
-
-    def keep_to_share() -> None:
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, free.get())  # of this thread, and of the processes that it starts
-
-    left = failed = 0
-    with ThreadPoolExecutor(jobs, initializer=keep_to_share) as pool:
-        runs = {pool.submit(run, case, work_dir, begin_until, end_until): case for case in cases}
-        try:
-            for future in as_completed(runs):
-                if future.exception():
-                    failed += 1
-                    print(runs[future].name, f"failed: {future.exception()}", file=sys.stderr, flush=True)
-                elif (record := future.result()) is None:
-                    left += 1
-                else:
-                    print(runs[future].name, record.get("failed") or round(record["final"], 1), flush=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return left, failed
+def reported(path: Path) -> dict[str, Record]:
+    """The records in results that `report` wrote, by name."""
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    return {Case(*(run[name] for name in Case._fields)).name: run for run in runs}
 
 
 def main(argv):
@@ -299,11 +185,12 @@ def main(argv):
     given, start = flags.FLAGS, time.monotonic()
     os.environ |= ONE_CORE
     steps = {part: given[f"{part}_steps"].value for part in SEEDS}
-    plan, work_dir, known = Plan(given.envs, given.only, steps), Path(given.work_dir), given.known and Path(given.known)
+    plan, work_dir = Plan(given.envs, given.only, steps), Path(given.work_dir)
+    known = reported(Path(given.known)) if given.known else {}
     (work_dir / "records").mkdir(parents=True, exist_ok=True)
     left = failed = 0
     for part in (part for part in SEEDS if part in given.part):
-        records = read_records(work_dir, known)
+        records = known | read_records(work_dir)
         wanted = [case for case in plan.cases(part, plan.chosen(records)) if case.name not in records]
         limits = (start + (seconds or math.inf) for seconds in (given.budget_seconds, given.hard_seconds))
         unfinished = run_all(wanted, work_dir, given.jobs, *limits)
@@ -313,7 +200,7 @@ def main(argv):
                 print(f"{env}, {name}: its search is not complete, so it is not compared")
                 left += len(SEEDS[part])
     if "report" in given.part:
-        records = read_records(work_dir, known)
+        records = known | read_records(work_dir)
         whole = Plan(ENVS, list(ALGORITHMS), steps)
         places = ROOT / "benchmarks" / "results", ROOT / "docs"
         print(report(whole.of_records(records), whole.missing(records), ENVS, list(ALGORITHMS), *places))

@@ -1,4 +1,4 @@
-"""What benchmarks/against.py makes of its records: numbers of a run, statistics over seeds, tables and pictures."""
+"""What benchmarks/against.py makes of its records: tables and pictures."""
 
 import json
 from collections import defaultdict
@@ -7,82 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from curves import DEFINITION, POINTS, WINDOW, interquartile_mean, interval
+from runs import Record
 
-Record = dict[str, Any]  # of a run, as against.py writes it
-WINDOW = 20  # episodes of env/episode_return
-SIDE = 5  # updates on each side of the one that is asked about
-POINTS = 50  # of a curve in the results
-RESAMPLES = 2000
-DEFINITION = (
-    f"The training return after an update is the mean of the last {WINDOW} whole episodes of drawn actions. Before an "
-    f"update are {SIDE} such means, the last of which is of the update itself. After it are {SIDE}, from the first one "
-    "on that shares no episode with the update's own. The return fell if the average after is lower than the average "
-    f"before by more than the standard error of their difference, sqrt((s_before^2 + s_after^2) / {SIDE}). Updates "
-    "that lack either side are not counted. Independent noise without a trend falls in 17 % of the updates; means that "
-    "share episodes with each other do more often."
-)
 NOTES = (
     "Final returns are means of 20 deterministic episodes, IQM is the interquartile mean, and brackets hold 95 % "
     "bootstrap intervals over runs. Seconds are those of a process from its start to its end, final evaluation "
     "included, with other runs beside it. Steps/s leave out the first update. Both are medians."
 )
-
-
-def area(steps: Sequence[float], returns: Sequence[float], total: float) -> float:
-    """The mean of a learning curve over environment steps 0 to total.
-
-    The curve is piecewise linear, and constant before its first and after its last point.
-
-    Args:
-      steps: [K], rising. returns: [K]. total: > 0.
-    """
-    x = np.unique([0.0, *(s for s in steps if s < total), total])
-    return float(np.trapezoid(np.interp(x, steps, returns), x) / total)
-
-
-def on_grid(steps: Sequence[float], returns: Sequence[float], total: float, points: int = POINTS) -> np.ndarray:
-    """A curve [K], at total / points, 2 total / points, ..., total; constant outside of its ends."""
-    return np.interp(np.linspace(total / points, total, points), steps, returns)
-
-
-def falls(episodes: Sequence[float], returns: Sequence[float]) -> tuple[int, int]:
-    """How often the return fell, and of how many updates; see DEFINITION.
-
-    Args:
-      episodes: [K], whole episodes so far, one per update, not falling.
-      returns: [K], the mean return of the last WINDOW episodes.
-    """
-    episodes, returns = np.asarray(episodes), np.asarray(returns, float)
-    fell = counted = 0
-    for k in range(SIDE - 1, len(returns)):
-        first = max(k + 1, int(np.searchsorted(episodes, episodes[k] + WINDOW)))
-        if first + SIDE > len(returns):
-            break
-        before, after = returns[k - SIDE + 1 : k + 1], returns[first : first + SIDE]
-        error = np.sqrt((before.var(ddof=1) + after.var(ddof=1)) / SIDE)
-        fell += bool(after.mean() < before.mean() - error)
-        counted += 1
-    return fell, counted
-
-
-def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The mean without the smallest and the largest quarter, rounded down (Agarwal et al. 2021, arXiv:2108.13264)."""
-    values = np.sort(values, axis)
-    count = values.shape[axis]
-    return values.take(range(count // 4, count - count // 4), axis).mean(axis)
-
-
-def interval(values: np.ndarray, statistic: Callable = np.mean, resamples: int = RESAMPLES) -> tuple[Any, Any]:
-    """Bounds of the 95 % percentile bootstrap over the first axis, seeded.
-
-    Args:
-      values: [K, ...], a row per run.
-      statistic: takes values and axis, as np.mean.
-    """
-    values = np.asarray(values, float)
-    drawn = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
-    low, high = np.percentile(statistic(values[drawn], axis=1), (2.5, 97.5), axis=0)
-    return low, high
 
 
 def best(scores: dict[float, list[float | None]]) -> float:

@@ -6,7 +6,7 @@
 
 Both have the recipe of mujoco.flags on gymnasium's environments, and Atari is learned from its RAM without sticky
 actions. A vine has half of the trunk, and the default branches: an update has about 3000 environment steps where single
-path has 2048. Runs and records are as those of against.py.
+path has 2048. Runs and records are those of runs.py.
 
 Results go to results/vine.json and results/vine.md, the picture to docs/vine.png.
 """
@@ -17,8 +17,10 @@ import os
 from pathlib import Path
 
 from absl import app, flags
-from against import ONE_CORE, SHARED, Case, read_records, run_all
-from against_report import Record, as_json, draw_curves, finished, grouped, interval
+from against import Case
+from against_report import as_json, draw_curves, finished, grouped
+from curves import interval
+from runs import ONE_CORE, SHARED, Record, read_records, run_all
 
 ROOT = Path(__file__).resolve().parents[1]
 ATARI = "ALE/SpaceInvaders-v5"

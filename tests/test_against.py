@@ -1,10 +1,8 @@
-"""benchmarks/against.py: numbers of made-up curves, the choice of a step size, what is run and what is reported."""
+"""benchmarks/against.py: the choice of a step size, what is run and what is reported."""
 
 import importlib
 import itertools
 import json
-import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from trpo_tf.config import make_config
 from trpo_tf.config.algorithm import AlgorithmConfig
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-against, numbers = (importlib.import_module(name) for name in ("against", "against_report"))
+against, numbers, curves = (importlib.import_module(name) for name in ("against", "against_report", "curves"))
 
 STEPS = {"search": 40_000, "compare": 80_000, "sensitivity": 40_000}
 PLAN = against.Plan(("CartPole-v1", "Hopper-v5"), ("trpo", "npg"), STEPS)
@@ -23,7 +21,7 @@ PLAN = against.Plan(("CartPole-v1", "Hopper-v5"), ("trpo", "npg"), STEPS)
 
 def made_up(case, final=100.0, **changes):
     """The record of a run."""
-    curve = np.linspace(0.0, final, numbers.POINTS).tolist()
+    curve = np.linspace(0.0, final, curves.POINTS).tolist()
     measured = {"env_steps": case.steps, "updates": 8, "seconds": 10.0, "env_steps_per_second": 2000.0, "final": final}
     measured |= {"area": final / 2, "fell": 1, "counted": 4, "kl_mean": 0.01, "kl_max": 0.02, "kl_not_finite": 0}
     return case._asdict() | measured | {"curve": curve} | changes
@@ -31,74 +29,6 @@ def made_up(case, final=100.0, **changes):
 
 def records_of(cases, **changes):
     return {case.name: made_up(case, **changes) for case in cases}
-
-
-@pytest.mark.parametrize(
-    ("steps", "returns", "expected"),
-    [
-        ([0, 100], [0.0, 10.0], 5.0),  # a line
-        ([50, 100], [10.0, 20.0], 12.5),  # constant before its first point: 50 x 10 + 50 x 15
-        ([50], [4.0], 4.0),
-        ([50, 150], [0.0, 10.0], 1.25),  # cut at 100, where it is 5: a triangle of 50 x 5 / 2
-        ([0, 50, 80], [0.0, 10.0, 10.0], 7.5),  # constant after its last point
-    ],
-)
-def test_area_is_the_mean_over_all_steps(steps, returns, expected):
-    assert numbers.area(steps, returns, 100) == pytest.approx(expected)
-
-
-def test_curves_are_interpolated_at_equal_distances():
-    np.testing.assert_allclose(numbers.on_grid([30, 70], [0.0, 40.0], 100, points=5), [0, 10, 30, 40, 40])
-
-
-def test_every_update_before_a_cliff_that_looks_over_it_fell():
-    # 20 new episodes in each update: the side after begins with the next update. Updates 4 to 14 of 0 to 19 are
-    # counted. By hand: at update 5, 10 10 10 10 10 is before it and 10 10 10 10 0 after it. Difference and error are 2,
-    # so it did not fall, and so it is at update 13. Between those the difference is larger than its error.
-    episodes = np.arange(1, 21) * 20
-    assert numbers.falls(episodes, [10.0] * 10 + [0.0] * 10) == (7, 11)
-    assert numbers.falls(episodes, [0.0] * 10 + [10.0] * 10) == (0, 11)
-
-
-def test_a_rising_and_a_level_return_never_fall():
-    episodes = np.arange(1, 31) * 20
-    assert numbers.falls(episodes, np.arange(30.0)) == (0, 21)
-    assert numbers.falls(episodes, np.full(30, 7.0)) == (0, 21)
-
-
-def test_noise_falls_as_often_as_the_t_distribution_says():
-    # Of two sides of 5 normal values the difference over its error has Student's distribution, 8 degrees of freedom;
-    # P(t < -1) = 0.1733.
-    returns = np.random.default_rng(0).normal(size=10_000)
-    fell, counted = numbers.falls(np.arange(10_000) * 20, returns)
-    assert fell / counted == pytest.approx(0.1733, abs=0.03)
-
-
-def test_sides_share_no_episode():
-    # 5 new episodes in each update: 4 updates later all 20 are new. Were the next update taken, 3 more would count.
-    assert numbers.falls(np.arange(1, 21) * 5, np.arange(20.0)) == (0, 20 - 4 - 4 - 4)
-    assert numbers.falls([20] * 20, np.arange(20.0)) == (0, 0)  # no episode ever ends
-
-
-def test_interquartile_mean_leaves_out_a_quarter_on_each_side():
-    assert numbers.interquartile_mean(np.array([100.0, 1, 2, 3, 4, -50, 5, 6])) == 3.5  # of 2, 3, 4, 5
-    assert numbers.interquartile_mean(np.array([0.0, 3, 30])) == 11
-    np.testing.assert_array_equal(numbers.interquartile_mean(np.array([[0.0, 1], [2, 1], [4, 1], [90, 1]]), 0), [3, 1])
-
-
-def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
-    values = np.random.default_rng(1).normal(3.0, 2.0, 400)
-    low, high = numbers.interval(values, resamples=8000)
-    error = values.std() / math.sqrt(400)  # of the mean of 400 drawn with replacement
-    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
-    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
-
-
-def test_intervals_of_curves_are_those_of_their_points():
-    curves = np.random.default_rng(2).normal(size=(6, 3))
-    low, high = numbers.interval(curves)
-    for k in range(3):
-        np.testing.assert_allclose((low[k], high[k]), numbers.interval(curves[:, k]))
 
 
 @pytest.mark.parametrize(
@@ -160,98 +90,16 @@ def test_flags_are_settings_of_training(name):
     make_config(env="CartPole-v1", **numeric, **words)
 
 
-def test_runs_at_a_time_share_the_cores():
-    assert against.shares(range(4), 2) == [{0, 2}, {1, 3}]
-    assert against.shares([3, 5], 3) == [{3}, {5}, {3}]
-    assert against.shares(range(16), 16) == [{k} for k in range(16)]
-
-
-CASE = against.Case("search", "CartPole-v1", "npg", 0.1, 100, 4000)
-ROWS = [(1000, 40, 20.0, 0.01), (2000, 60, 30.0, 0.03), (3000, 80, 40.0, "inf"), (4000, 100, 50.0, 0.02)]
-
-
-def fake(monkeypatch, raises=None, rows=ROWS):
-    """Instead of training: writes what a training of four updates leaves, then raises. Returns the calls."""
-    calls = []
-
-    def trained(run_dir, *given):
-        calls.append(given)
-        run_dir.mkdir(parents=True)
-        lines = ["update,env_steps,env/episodes,env/episode_return,policy/kl,time/elapsed_seconds"]
-        lines += [f"{k},{n},{m},{r},{kl},{2 * k}" for k, (n, m, r, kl) in enumerate(rows)]
-        (run_dir / "progress.csv").write_text("\n".join(lines) + "\n")
-        if raises:
-            raise raises
-        (run_dir / "evaluation.json").write_text('{"return_mean": 77.0}')
-
-    monkeypatch.setattr(against, "trained", trained)
-    return calls
-
-
-def test_a_finished_run_leaves_its_record_and_nothing_else(tmp_path, monkeypatch):
-    calls = fake(monkeypatch)
-    (tmp_path / "records").mkdir()
-    record = against.run(CASE, tmp_path, math.inf, math.inf)
-    assert [*against.read_records(tmp_path).items()] == [(CASE.name, record)]
-    assert not any((tmp_path / "runs").iterdir())
-    assert calls == [("CartPole-v1", "classic_control", 100, CASE.flags, None)]
-    assert (record["env_steps"], record["updates"], record["final"]) == (4000, 4, 77.0)
-    assert record["env_steps_per_second"] == 3000 / 6
-    assert record["area"] == pytest.approx((20 + 25 + 35 + 45) / 4)
-    assert (record["kl_mean"], record["kl_max"], record["kl_not_finite"]) == (pytest.approx(0.02), 0.03, 1)
-    assert len(record["curve"]) == numbers.POINTS
-    assert [record["curve"][k] for k in (0, 24, 49)] == pytest.approx([20, 30, 50])  # at 80, 2000 and 4000 steps
-    assert (record["fell"], record["counted"]) == (0, 0)
-
-
-def test_what_was_reported_is_known(tmp_path, monkeypatch):
-    fake(monkeypatch)
-    (tmp_path / "records").mkdir()
-    cases = [CASE, CASE._replace(part="compare", env="ALE/Pong-v5", seed=200)]
-    for case in cases:
-        against.run(case, tmp_path, math.inf, math.inf)
-    results = tmp_path / "against.json"
-    results.write_text(numbers.as_json([*against.read_records(tmp_path).values()], []))
-    known = against.read_records(tmp_path / "elsewhere", results)
-    assert {*known} == {case.name for case in cases}
-    written = against.read_records(tmp_path)[cases[1].name]
-    rounded = {key: pytest.approx(x, rel=1e-4) for key, x in written.items() if isinstance(x, float | list)}
-    assert known[cases[1].name] == written | rounded
-
-
-def test_a_run_that_breaks_down_is_recorded_as_that(tmp_path, monkeypatch):
-    fake(monkeypatch, subprocess.CalledProcessError(1, "train"))
-    (tmp_path / "records").mkdir()
-    against.run(CASE, tmp_path, math.inf, math.inf)
-    assert against.read_records(tmp_path) == {CASE.name: CASE._asdict() | {"failed": "after 4 updates"}}
-
-
-@pytest.mark.parametrize(
-    ("error", "rows"),
-    [(subprocess.CalledProcessError(-9, "train"), ROWS), (subprocess.CalledProcessError(1, "train"), [])],
-)
-def test_what_no_step_size_did_is_not_recorded(error, rows, tmp_path, monkeypatch):
-    fake(monkeypatch, error, rows)
-    (tmp_path / "records").mkdir()
-    with pytest.raises(subprocess.CalledProcessError):
-        against.run(CASE, tmp_path, math.inf, math.inf)
-    assert not any((tmp_path / "records").iterdir())
-    assert not any((tmp_path / "runs").iterdir())
-
-
-def test_a_run_that_is_cut_off_leaves_nothing(tmp_path, monkeypatch):
-    fake(monkeypatch, subprocess.TimeoutExpired("train", 1))
-    (tmp_path / "records").mkdir()
-    assert against.run(CASE, tmp_path, math.inf, math.inf) is None
-    assert not any((tmp_path / "records").iterdir())
-    assert not any((tmp_path / "runs").iterdir())
-
-
-def test_no_run_is_begun_without_time(tmp_path, monkeypatch):
-    calls = fake(monkeypatch)
-    cases = [CASE, CASE._replace(seed=101)]
-    assert against.run_all(cases, tmp_path, 2, 0.0, math.inf) == (2, 0)
-    assert calls == []
+def test_what_was_reported_is_known(tmp_path):
+    chosen = {("Hopper-v5", "npg"): 0.3}
+    records = records_of([*PLAN.cases("search", {}), *PLAN.cases("compare", chosen)], area=1 / 3)
+    (tmp_path / "against.json").write_text(numbers.as_json([*records.values()], []))
+    known = against.reported(tmp_path / "against.json")
+    assert known.keys() == records.keys()
+    assert PLAN.chosen(known) == PLAN.chosen(records)
+    name = next(case.name for case in PLAN.cases("compare", chosen))
+    rounded = {key: pytest.approx(x, rel=1e-4) for key, x in records[name].items() if isinstance(x, float | list)}
+    assert known[name] == records[name] | rounded
 
 
 def test_a_report_of_all_runs(tmp_path):
@@ -278,7 +126,7 @@ def test_a_report_of_all_runs(tmp_path):
     found = json.loads((tmp_path / "against.json").read_text())
     assert len(found["runs"]) == len(records)
     curve = next(run["curve"] for run in found["runs"] if run["part"] == "compare")
-    assert len(curve) == numbers.POINTS
+    assert len(curve) == curves.POINTS
     assert curve[-1] == 100.0
 
 
