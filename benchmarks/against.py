@@ -21,8 +21,8 @@
 2. compare: 10 other seeds with the chosen step size. Returns, areas, times, KL, and the share of updates after which
    the return fell: 5 training returns after an update, of new episodes, are on average lower than 5 before it by more
    than the standard error of the difference. The whole definition is in against_report.py and in the results.
-3. sensitivity: 9 step sizes over four decades, 3 more seeds, on two environments, of the algorithms that have a step
-   length. A KL is quadratic in the length of a step: four decades of max_kl are two of lengths.
+3. sensitivity: 9 step sizes over four decades of lengths, 3 more seeds, on two environments, of the algorithms that
+   have a step length. A KL is quadratic in the length of a step: max_kl goes over eight decades.
 4. report: results/against.json, results/against.md, docs/against.png, docs/against_step_size.png, of all records whose
    steps are those of the flags, whatever --only and --envs say. What is missing is named.
 
@@ -54,7 +54,7 @@ SENSITIVE_ENVS = ("Hopper-v5", "HalfCheetah-v5")
 
 
 class Algorithm(NamedTuple):
-    """What is compared. wide: exponents of 10 between which the sensitivity is looked at; empty: it is not."""
+    """What is compared. wide: exponents of 10 of the least and the largest step size of the sensitivity; or empty."""
 
     flags: tuple[str, ...]
     settings: tuple[str, ...]  # that take the step size
@@ -63,9 +63,9 @@ class Algorithm(NamedTuple):
 
 
 ALGORITHMS = {
-    "trpo": Algorithm(("--algorithm=trpo",), ("max_kl",), (0.003, 0.01, 0.03, 0.1, 0.3), (-4, 0)),
+    "trpo": Algorithm(("--algorithm=trpo",), ("max_kl",), (0.003, 0.01, 0.03, 0.1, 0.3), (-6, 2)),
     "trpo-paper": Algorithm(
-        ("--algorithm=trpo", "--max_step=1e9"), ("max_kl",), (0.001, 0.003, 0.01, 0.03, 0.1), (-4, 0)
+        ("--algorithm=trpo", "--max_step=1e9"), ("max_kl",), (0.001, 0.003, 0.01, 0.03, 0.1), (-6, 2)
     ),
     "trpo-penalty": Algorithm(("--algorithm=trpo", "--objective=penalty"), ("max_kl",), (0.003, 0.01, 0.03, 0.1, 0.3)),
     "npg": Algorithm(("--algorithm=npg",), ("npg_step_size",), (0.03, 0.1, 0.3, 1, 3), (-2, 2)),
@@ -149,12 +149,17 @@ class Plan(NamedTuple):
 
     def of_records(self, records: dict[str, Record]) -> list[Record]:
         """Those that belong to the plan; in the comparison with any step size, so that none is lost with the search."""
+        planned = {case.name for part in SEEDS for case in self.cases(part, {})}
         return [
             r
-            for r in records.values()
-            if r["env"] in self.envs
-            and r["algorithm"] in self.algorithms
-            and r["steps"] == self.steps_of(r["part"], r["env"])
+            for name, r in records.items()
+            if name in planned
+            or (
+                r["part"] == "compare"
+                and r["env"] in self.envs
+                and r["algorithm"] in self.algorithms
+                and r["steps"] == self.steps_of(r["part"], r["env"])
+            )
         ]
 
     def missing(self, records: dict[str, Record]) -> list[tuple[str, str, str]]:

@@ -10,6 +10,7 @@ import numpy as np
 from curves import DEFINITION, POINTS, WINDOW, interquartile_mean, interval
 from runs import Record
 
+OF_KL = ("trpo", "trpo-paper", "trpo-penalty")  # their step size is a KL, quadratic in the length of a step
 NOTES = (
     "Final returns are means of 20 deterministic episodes, IQM is the interquartile mean, and brackets hold 95 % "
     "bootstrap intervals over runs. Seconds are those of a process from its start to its end, final evaluation "
@@ -195,7 +196,7 @@ def draw_curves(records: list[Record], envs: Sequence[str], algorithms: Sequence
 
 
 def draw_step_sizes(records: list[Record], envs: Sequence[str], algorithms: Sequence[str], path: Path) -> None:
-    """Final returns by step size, relative to the algorithm's best: the mean, and bars from smallest to largest."""
+    """Final returns by the length of a step, relative to the algorithm's best: means, bars from smallest to largest."""
     from matplotlib.figure import Figure
 
     shown = [env for env in envs if any(r["env"] == env for r in records)]
@@ -209,11 +210,12 @@ def draw_step_sizes(records: list[Record], envs: Sequence[str], algorithms: Sequ
                 continue
             mean = np.array([np.mean(found) for found in by_value.values()])
             low, high = (np.array([f(found) for found in by_value.values()]) for f in (min, max))
-            x = np.array([*by_value]) / [*by_value][int(mean.argmax())]
+            x = np.array([*by_value]) ** (0.5 if algorithm in OF_KL else 1.0)
+            x /= x[int(mean.argmax())]
             style = {"color": f"C{algorithms.index(algorithm)}", "marker": "o", "markersize": 3}
             spread = {"yerr": [mean - low, high - mean], "elinewidth": 0.7, "capsize": 2}
             lines[algorithm] = axis.errorbar(x, mean, **spread, **style)
-        axis.set(title=env, xscale="log", xlabel="step size / the algorithm's best", ylabel="final return")
+        axis.set(title=env, xscale="log", xlabel="length of a step / the algorithm's best", ylabel="final return")
         axis.grid(alpha=0.3)
     _legend(figure, lines, algorithms)
     figure.savefig(path, dpi=85)

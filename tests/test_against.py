@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 against, numbers, curves = (importlib.import_module(name) for name in ("against", "against_report", "curves"))
 
 STEPS = {"search": 40_000, "compare": 80_000, "sensitivity": 40_000}
+ALL = [*against.ALGORITHMS.items()]
 PLAN = against.Plan(("CartPole-v1", "Hopper-v5"), ("trpo", "npg"), STEPS)
 
 
@@ -65,15 +66,18 @@ def test_what_is_run():
     assert [c[1:] for c in compare] == [("Hopper-v5", "npg", 0.3, seed, 80_000) for seed in range(200, 210)]
     assert len(sensitivity) == 2 * 9 * 3
     tried = sorted({c.value for c in sensitivity if c.algorithm == "trpo"})
-    np.testing.assert_allclose(np.diff(np.log10(tried)), 0.5, atol=1e-3)
-    assert (tried[0], tried[-1]) == (1e-4, 1)
+    np.testing.assert_allclose(np.diff(np.log10(tried)), 1, atol=1e-3)
+    assert (tried[0], tried[-1]) == (1e-6, 100)
     everything = [*search, *compare, *sensitivity]
     assert len({c.name for c in everything}) == len(everything)
 
 
 def test_every_algorithm_searches_as_many_step_sizes():
     assert {len({*a.grid}) for a in against.ALGORITHMS.values()} == {5}
-    assert {round(a.wide[1] - a.wide[0], 6) for a in against.ALGORITHMS.values() if a.wide} == {4}
+    decades = {name: (a.wide[1] - a.wide[0]) / (2 if name in numbers.OF_KL else 1) for name, a in ALL if a.wide}
+    assert len(decades) == 5
+    assert all(found == pytest.approx(4) for found in decades.values())
+    assert {name for name, a in ALL if a.settings == ("max_kl",)} == {*numbers.OF_KL}
 
 
 @pytest.mark.parametrize("name", against.ALGORITHMS)
@@ -157,8 +161,10 @@ def test_a_report_of_some_runs_names_what_is_missing_and_what_failed(tmp_path):
 
 def test_records_of_other_steps_are_left_out():
     case = next(PLAN.cases("search", {}))
-    records = records_of([case, case._replace(steps=case.steps + 1)])
-    assert [r["steps"] for r in PLAN.of_records(records)] == [case.steps]
+    compared = against.Case("compare", "Hopper-v5", "trpo", 0.5, 200, STEPS["compare"])
+    records = records_of(x for y in (case, compared) for x in (y, y._replace(steps=y.steps + 1)))
+    assert [r["steps"] for r in PLAN.of_records(records)] == [case.steps, compared.steps]
+    assert PLAN.of_records(records_of([case._replace(value=0.5)])) == []
 
 
 def test_a_report_of_nothing(tmp_path):
