@@ -20,7 +20,7 @@
    training return is chosen.
 2. compare: 10 other seeds with the chosen step size. Returns, areas, times, KL, and the share of updates after which
    the return fell: 5 training returns after an update, of new episodes, are on average lower than 5 before it by more
-   than the standard error of the difference. The whole definition is in against_report.py and in the results.
+   than the standard error of the difference. The whole definition is in curves.py and in the results.
 3. sensitivity: 9 step sizes over four decades of lengths, 3 more seeds, on two environments, of the algorithms that
    have a step length. A KL is quadratic in the length of a step: max_kl goes over eight decades.
 4. report: results/against.json, results/against.md, docs/against.png, docs/against_step_size.png, of all records whose
