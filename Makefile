@@ -50,7 +50,7 @@ peers: .venv-peers/installed
 # Renews requirements.lock with the newest releases that setup.py allows.
 lock:
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[atari,box2d,cma,dev,ray,serving,video]'
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[atari,benchmarks,box2d,cma,dev,ray,serving,video]'
 	.venv-lock/bin/python -m pip freeze --exclude trpo_tf | grep -v '@' > requirements.lock
 	rm -rf .venv-lock
 

@@ -35,8 +35,8 @@ setup(
         "threadpoolctl>=3.5",
     ],
     extras_require={
-        "benchmarks": ["scipy>=1.15"],  # benchmarks/compare.py
         "atari": ["ale-py>=0.11", "opencv-python-headless>=4.10"],  # EnvPool has Atari without it
+        "benchmarks": ["scipy>=1.15"],  # benchmarks/curves.py
         "box2d": ["gymnasium[box2d]>=1.2"],
         "cma": ["cma>=4.0"],  # --algorithm=cma
         "ray": ["ray>=2.55,<3"],  # rollout workers; the core of it, without its own extras

@@ -44,7 +44,7 @@ def finished(records: Iterable[Record]) -> list[Record]:
 
 
 def _with_interval(values: list[float], statistic: Callable = np.mean) -> str:
-    low, high = interval(np.array(values), statistic)
+    low, high = interval(values, statistic=statistic)
     return f"{statistic(np.array(values), axis=0):.0f} ({low:.0f} to {high:.0f})"
 
 

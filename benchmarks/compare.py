@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 from absl import app, flags
+from curves import interquartile_mean, interval
 from recipes import FIRST, RECIPES, trained
-from scipy import stats
 
 from trpo_tf.rollout.backends.base import usable_cores
 from trpo_tf.run.metrics.csv import read_csv
@@ -89,11 +89,6 @@ def record(env: str, variant: str, seed: int, more: tuple[str, ...]) -> dict:
     return {"area": area(read_csv(run_dir / "progress.csv")), "final": final}
 
 
-def interquartile_mean(*samples) -> float:
-    """The interquartile mean of all samples together, over the last axis, as scipy.stats.bootstrap asks for it."""
-    return stats.trim_mean(np.concatenate(samples, axis=-1), 0.25, axis=-1)
-
-
 def table(found: dict[tuple[str, str, int], dict], envs, variants) -> str:
     """A line per variant: means over seeds by environment, then their mean and the interquartile mean of all runs.
 
@@ -119,8 +114,7 @@ def table(found: dict[tuple[str, str, int], dict], envs, variants) -> str:
             if all(counts):
                 mean = f"{np.mean([x.mean() for x in scores]):.2f}"
                 if sum(counts) > 3 and min(counts) > 1:
-                    interval = stats.bootstrap(scores, interquartile_mean, method="percentile", rng=0)
-                    low, high = interval.confidence_interval
+                    low, high = interval(*scores, statistic=interquartile_mean)
                     middle = f"{interquartile_mean(*scores):.2f} ({low:.2f} to {high:.2f})"
             if any(means):
                 seeds = "/".join(str(n) for n in dict.fromkeys(counts))

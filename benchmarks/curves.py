@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
 
 WINDOW = 20  # episodes of env/episode_return
 SIDE = 5  # updates on each side of the one that is asked about
@@ -56,21 +58,24 @@ def falls(episodes: Sequence[float], returns: Sequence[float]) -> tuple[int, int
     return fell, counted
 
 
-def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The mean without the smallest and the largest quarter, rounded down (Agarwal et al. 2021, arXiv:2108.13264)."""
-    values = np.sort(values, axis)
-    count = values.shape[axis]
-    return values.take(range(count // 4, count - count // 4), axis).mean(axis)
+def interquartile_mean(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The mean of all samples together, without their lowest and highest quarters.
+
+    A quarter is rounded down. Source: Agarwal et al. 2021, arXiv:2108.13264.
+    """
+    return stats.trim_mean(np.concatenate(samples, axis), 0.25, axis)
 
 
-def interval(values: np.ndarray, statistic: Callable = np.mean, resamples: int = RESAMPLES) -> tuple[Any, Any]:
-    """Bounds of the 95 % percentile bootstrap over the first axis, seeded.
+def interval(*samples: ArrayLike, statistic: Callable = np.mean, resamples: int = RESAMPLES) -> tuple[Any, Any]:
+    """Bounds of the 95 % percentile bootstrap over the first axis, each sample by itself (stratified), seeded.
 
     Args:
-      values: [K, ...], a row per run.
-      statistic: takes values and axis, as np.mean.
+      samples: each [K, ...], a row per run. Where none has two, both bounds are the statistic itself.
+      statistic: takes samples and axis, as np.mean.
     """
-    values = np.asarray(values, float)
-    drawn = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
-    low, high = np.percentile(statistic(values[drawn], axis=1), (2.5, 97.5), axis=0)
-    return low, high
+    arrays = [np.asarray(sample, float) for sample in samples]
+    if max(len(array) for array in arrays) < 2:
+        found = statistic(*arrays, axis=0)
+        return found, found
+    found = stats.bootstrap(arrays, statistic, axis=0, n_resamples=resamples, method="percentile", rng=0)
+    return found.confidence_interval

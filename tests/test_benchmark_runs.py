@@ -79,7 +79,9 @@ def test_sides_share_no_episode():
 def test_interquartile_mean_leaves_out_a_quarter_on_each_side():
     assert curves.interquartile_mean(np.array([100.0, 1, 2, 3, 4, -50, 5, 6])) == 3.5  # of 2, 3, 4, 5
     assert curves.interquartile_mean(np.array([0.0, 3, 30])) == 11
-    np.testing.assert_array_equal(curves.interquartile_mean(np.array([[0.0, 1], [2, 1], [4, 1], [90, 1]]), 0), [3, 1])
+    columns = np.array([[0.0, 1], [2, 1], [4, 1], [90, 1]])
+    np.testing.assert_array_equal(curves.interquartile_mean(columns, axis=0), [3, 1])
+    np.testing.assert_array_equal(curves.interquartile_mean(columns[:1], columns[1:], axis=0), [3, 1])
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
@@ -88,6 +90,13 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
     error = values.std() / math.sqrt(400)  # of the mean of 400 drawn with replacement
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+
+
+def test_each_sample_is_drawn_from_by_itself():
+    # Of two constants nothing varies, however they are drawn, unless one sample takes the other's place.
+    mean = lambda a, b, axis: 0.5 * (a.mean(axis) + b.mean(axis))  # noqa: E731
+    assert tuple(curves.interval([1.0] * 3, [5.0] * 4, statistic=mean)) == (3.0, 3.0)
+    assert tuple(curves.interval([2.0])) == (2.0, 2.0)
 
 
 def test_intervals_of_curves_are_those_of_their_points():
