@@ -1,5 +1,6 @@
 """Environments that answer something odd: what works all the same, and what is refused, in which words."""
 
+import contextlib
 import functools
 import gc
 
@@ -27,15 +28,15 @@ def play(make, steps=10, num_envs=2, **settings):
     settings = {"max_env_restarts": 0} | settings
     envs = environments(make, num_envs, **settings).training(0)
     sampler, rng = ActionSampler(envs.action_space, PolicyConfig(rescale_action=True)), np.random.default_rng(0)
-    obs, taken, restarts = envs.reset(), [], 0
-    for _ in range(steps):
-        params = rng.normal(size=(num_envs, sampler.size)).astype(np.float32)
-        if "action_mask" in obs:
-            params = sampler.masked(params, obs["action_mask"])
-        raw_action = sampler.draw(params, rng.normal(size=(num_envs, sampler.noise_size)).astype(np.float32))
-        taken.append(envs.step(sampler.to_env(raw_action)))
-        obs, restarts = taken[-1].obs, count_restarts(envs.pop_failures(), restarts, envs.max_restarts)
-    envs.close()
+    with contextlib.closing(envs):
+        obs, taken, restarts = envs.reset(), [], 0
+        for _ in range(steps):
+            params = rng.normal(size=(num_envs, sampler.size)).astype(np.float32)
+            if "action_mask" in obs:
+                params = sampler.masked(params, obs["action_mask"])
+            raw_action = sampler.draw(params, rng.normal(size=(num_envs, sampler.noise_size)).astype(np.float32))
+            taken.append(envs.step(sampler.to_env(raw_action)))
+            obs, restarts = taken[-1].obs, count_restarts(envs.pop_failures(), restarts, envs.max_restarts)
     return taken
 
 
