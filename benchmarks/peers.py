@@ -4,7 +4,8 @@
     .venv-peers/bin/pip install sb3-contrib tianshou envpool 'gymnasium[mujoco]' absl-py
 
 Prints JSON: environment steps per second (task throughput), milliseconds of each update, microseconds of each answer
-(predict), or the environment steps after which a training return was reached, null if it was not (return).
+(predict), the environment steps after which a training return was reached, null if it was not (return), or the whole
+training curve and the final return (learn).
 """
 
 import json
@@ -12,6 +13,7 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -22,14 +24,19 @@ PYTHON = flags.DEFINE_string(
     "peer_python", ".venv-peers/bin/python", "an interpreter that has the peers; see benchmarks/peers.py"
 )
 if __name__ == "__main__":
-    flags.DEFINE_enum("task", "throughput", ["throughput", "update", "predict", "return"], "what to measure")
+    flags.DEFINE_enum("task", "throughput", ["throughput", "update", "predict", "return", "learn"], "what to measure")
     flags.DEFINE_enum("system", "sb3-contrib", ["sb3-contrib", "tianshou"], "which peer")
     flags.DEFINE_string("env", "HalfCheetah-v5", "environment")
     flags.DEFINE_integer("num_envs", 16, "environments stepped together")
     flags.DEFINE_integer("rows", 2048, "transitions per update, or observations per answer")
     flags.DEFINE_integer("hidden", 64, "units of each of the two hidden layers")
     flags.DEFINE_integer("epochs", 10, "passes of the value fit")
+    flags.DEFINE_integer("minibatch", MINIBATCH, "transitions per step of the value fit")
     flags.DEFINE_integer("cg_iterations", 15, "of sb3-contrib; 15 is its default")
+    flags.DEFINE_float("cg_damping", 0.1, "of sb3-contrib; 0.1 is its default")
+    flags.DEFINE_float("gamma", 0.99, "of sb3-contrib; 0.99 is its default")
+    flags.DEFINE_float("gae_lambda", 0.95, "of sb3-contrib; 0.95 is its default")
+    flags.DEFINE_bool("sde", False, "state-dependent exploration of sb3-contrib, drawn anew every 4 steps")
     flags.DEFINE_bool("normalize", False, "observations and rewards, as rl-zoo does")
     flags.DEFINE_float("target_kl", 0.01, "of sb3-contrib; 0.01 is its default")
     flags.DEFINE_integer("seed", 0, "of sb3-contrib")
@@ -40,7 +47,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("repeats", 7, "updates or answers to time")
 
 
-def ask(**settings) -> float | list[float] | None:
+def ask(**settings) -> Any:
     """Runs this file with the peers' interpreter.
 
     Raises:
@@ -51,10 +58,26 @@ def ask(**settings) -> float | list[float] | None:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
+_MUJOCO = {"rows": 2048, "epochs": 20, "cg_iterations": 25, "normalize": True}
+_ZOO = {  # by the name of an environment without its version
+    "HalfCheetah": _MUJOCO | {"target_kl": 0.04},
+    "Swimmer": _MUJOCO | {"gamma": 0.9999},
+    "CartPole": {"rows": 1024, "epochs": 20, "minibatch": 512, "gae_lambda": 0.98, "cg_damping": 1e-3},
+    "Pendulum": {"rows": 2048, "epochs": 15, "gamma": 0.9, "sde": True},
+    "Acrobot": {"rows": 2048, "normalize": True},
+    "MountainCar": {"rows": 2048, "epochs": 20, "normalize": True},
+    "MountainCarContinuous": {"rows": 4096, "normalize": True, "sde": True},
+    "LunarLander": {"rows": 1024, "epochs": 15, "gae_lambda": 0.98, "cg_damping": 0.01},
+    "LunarLanderContinuous": {"rows": 2048, "epochs": 20, "normalize": True},
+}
+
+
 def zoo(env: str) -> dict:
-    """Settings of `ask` for rl-zoo's recipe for MuJoCo."""
-    recipe = {"num_envs": 2, "rows": 2048, "epochs": 20, "cg_iterations": 25, "normalize": True}
-    return recipe | {"target_kl": 0.04 if env.startswith("HalfCheetah") else 0.01}
+    """Settings of `ask` for rl-zoo's recipe of an environment; where it has none, that of MuJoCo.
+
+    Source: hyperparams/trpo.yml of RL Baselines3 Zoo, commit 13a3fe7.
+    """
+    return {"num_envs": 2, "epochs": 10} | _ZOO.get(env.rpartition("-")[0], _MUJOCO)
 
 
 def sb3():
@@ -66,12 +89,17 @@ def sb3():
     envs = make_vec_env(FLAGS.env, FLAGS.num_envs, seed=FLAGS.seed)
     return TRPO(
         "MlpPolicy",
-        VecNormalize(envs, gamma=0.99) if FLAGS.normalize else envs,
+        VecNormalize(envs, gamma=FLAGS.gamma) if FLAGS.normalize else envs,
         seed=FLAGS.seed,
         stats_window_size=FLAGS.window,
         target_kl=FLAGS.target_kl,
         n_steps=max(FLAGS.rows // FLAGS.num_envs, 2),
-        batch_size=MINIBATCH,
+        batch_size=FLAGS.minibatch,
+        gamma=FLAGS.gamma,
+        gae_lambda=FLAGS.gae_lambda,
+        cg_damping=FLAGS.cg_damping,
+        use_sde=FLAGS.sde,
+        sde_sample_freq=4 if FLAGS.sde else -1,
         n_critic_updates=FLAGS.epochs,
         cg_max_steps=FLAGS.cg_iterations,
         policy_kwargs={"net_arch": [FLAGS.hidden, FLAGS.hidden]},
@@ -113,6 +141,35 @@ def sb3_return() -> int | None:
 
     sb3().learn(FLAGS.steps, callback=Watch())
     return reached[0] if reached else None
+
+
+def sb3_learn() -> dict:
+    """A whole training: the return of the last episodes after each rollout, and of 20 deterministic ones at the end.
+
+    The moments of observations stay as they are in the evaluation, and its returns are those of the environment.
+    """
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    steps, returns = [], []
+
+    class Watch(BaseCallback):
+        def _on_rollout_end(self):
+            found = [episode["r"] for episode in self.model.ep_info_buffer]
+            if found:
+                steps.append(self.num_timesteps)
+                returns.append(sum(found) / len(found))
+
+        def _on_step(self):
+            return True
+
+    model = sb3()
+    model.learn(FLAGS.steps, callback=Watch())
+    envs = model.get_env()
+    if FLAGS.normalize:
+        envs.training = envs.norm_reward = False
+    final, _ = evaluate_policy(model, envs, 20, deterministic=True)
+    return {"steps": steps, "returns": returns, "final": float(final)}
 
 
 def sb3_update() -> list[float]:
@@ -205,6 +262,7 @@ def main(argv):
         print(json.dumps(tianshou_throughput()))
     else:
         tasks = {"throughput": sb3_throughput, "update": sb3_update, "predict": sb3_predict, "return": sb3_return}
+        tasks["learn"] = sb3_learn
         print(json.dumps(tasks[FLAGS.task]()))
 
 

@@ -1,132 +1,138 @@
-"""Trains the recipes that the README's table reports, several seeds each, and writes that table.
+"""Trains the recipes over many seeds: what they reach, and what other settings are worth.
 
-    python benchmarks/returns.py                       # all of the table, an hour or two on two cores
-    python benchmarks/returns.py --envs=Hopper-v5 --seeds=0,1,2,3,4
-    python benchmarks/returns.py --envs=Hopper-v5,HalfCheetah-v5 --vary=num_envs=4,8,16,32,64,128
-    python benchmarks/returns.py --envs=Hopper-v5 --vary=action_distribution=gaussian,squashed_gaussian,beta
+    python benchmarks/returns.py --seeds=reporting --jobs=2      # the README's table; hours
+    python benchmarks/returns.py --jobs=2 --count=3 --envs=Hopper-v5,Ant-v5 --tried="" --tried="--gae_lambda=0.9"
+    python benchmarks/returns.py --seeds=reporting --envs=       # a report of the records that are there
 
-The final evaluation of every run (20 deterministic episodes) goes to results/returns.json, and the table to
-results/returns.md. At most 200 rows of its progress.csv go to results/<env>-s<seed>.csv.
+Seeds 100 to 109 are for choosing settings, seeds 10 to 19 for reporting what the chosen ones reach: nothing is chosen
+by the latter. `--tried` are settings in place of the recipe's, and the empty one is the recipe itself. Each is compared
+with the recipe at as many steps.
 
-With --vary, the first recipe of each environment is trained with several values of one flag. Returns and speeds by
-value go to results/<flag>.json and .md.
+Area is the mean training return over the steps of a run, final is the mean return of 20 deterministic episodes at its
+end. IQM is the interquartile mean over runs (Agarwal et al. 2021, arXiv:2108.13264). Brackets hold 95 % bootstrap
+intervals over runs.
 
-A finished run in --work_dir is not trained again, and an interrupted one is resumed.
+Runs and their records are those of runs.py. They are put together with those in results/choosing.json or
+results/reporting.json, a curve per seed, and are not run again. The report of the reporting seeds goes to
+results/reporting.md and docs/returns.png, too.
 """
 
-import csv
-import itertools
 import json
-import statistics
-from concurrent.futures import ThreadPoolExecutor
+import math
+import os
+import re
+import shlex
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import app, flags
-from recipes import FIRST, TABLE, trained
+from recipes import TABLE
+from returns_report import draw, settings_table, table
+from runs import ONE_CORE, SHARED, Record, read_records, run_all
 
-from trpo_tf.run.metrics.csv import read_csv
-
-RESULTS = Path(__file__).resolve().parent / "results"
-MOST_ROWS = 200
-
-FLAGS = flags.FLAGS
-flags.DEFINE_list("envs", list(FIRST), "environments to train on")
-flags.DEFINE_list("recipes", [], "recipes to train; empty: all of the table")
-flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of each")
-flags.DEFINE_string("vary", "", "a flag and its values, flag=value,value, in place of the recipe's")
-flags.register_validator("vary", lambda x: not x or all(x.partition("=")), message="give it as flag=value,value")
-flags.DEFINE_string("work_dir", "runs/returns", "where the runs themselves go")
-flags.DEFINE_integer("jobs", 1, "runs at a time; more than one spoils the speeds that are recorded", lower_bound=1)
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+SEEDS = {"choosing": range(100, 110), "reporting": range(10, 20)}
 
 
-def train(env: str, recipe: str, seed: int, work_dir: Path, varied: tuple[str, ...] = ()) -> dict:
-    """Trains one run to its end, and returns its record. varied: a flag and its value, in place of the recipe's."""
-    name = env if recipe == FIRST[env] else f"{env}-{recipe}"
-    more = ("--{}={}".format(*varied),) if varied else ()
-    run_dir = trained(work_dir / f"{'-'.join([name, *varied])}-s{seed}", env, recipe, seed, more)
-    rows = read_csv(run_dir / "progress.csv")
-    if not varied:
-        thin(rows, RESULTS / f"{name}-s{seed}.csv")
-    evaluation = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))
-    # A run that ends before the first periodic evaluation has no such column.
-    best = max((float(row["eval/episode_return"]) for row in rows if row.get("eval/episode_return")), default=None)
-    # Wall-clock time from the end of the first update on: evaluations, checkpoints and logging are in it, compilation
-    # is not.
-    seconds = float(rows[-1]["time/elapsed_seconds"]) - float(rows[0]["time/elapsed_seconds"])
-    speed = (int(rows[-1]["env_steps"]) - int(rows[0]["env_steps"])) / seconds
-    record = {"env": env, "seed": seed, "recipe": recipe, "env_steps": int(rows[-1]["env_steps"])}
-    record |= dict([varied] if varied else [])
-    return record | {"final": evaluation, "best_periodic_return": best, "env_steps_per_second": speed}
+class Case(NamedTuple):
+    """A run. tried: settings in place of the recipe's, as on a command line."""
+
+    env: str
+    recipe: str
+    seed: int
+    steps: int
+    tried: str
+
+    @property
+    def name(self) -> str:
+        """Of its record."""
+        settings = re.sub(r"[^\w.=-]+", "_", self.tried)
+        return f"{self.env.replace('/', '_')}-{self.recipe}-{self.steps}{settings}-s{self.seed}"
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Beside those of the recipe."""
+        return (*SHARED, f"--total_steps={self.steps}", *shlex.split(self.tried))
 
 
-def thin(rows: list[dict[str, str]], path: Path) -> None:
-    """Writes at most MOST_ROWS rows to a CSV file, evenly spaced, the last one among them."""
-    count = min(MOST_ROWS, len(rows))
-    kept = [rows[round((k + 1) * len(rows) / count) - 1] for k in range(count)]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(kept)
+def case_of(record: Record) -> Case:
+    """What a record is of."""
+    return Case(*(record[name] for name in Case._fields))
 
 
-def summary(records: list[dict]) -> tuple[str, str, str]:
-    """Returns by seed, their mean, and the median speed, for a table."""
-    seeds = ", ".join(f"{r['seed']}: {r['final']['return_mean']:.0f}" for r in records)
-    mean = statistics.mean(r["final"]["return_mean"] for r in records)
-    speed = statistics.median(r["env_steps_per_second"] for r in records)
-    return seeds, f"{round(mean)}", f"{speed:,.0f}"
+def cases(
+    envs: Sequence[str], recipes: Sequence[str], tried: Sequence[str], seeds: Iterable[int], steps: int
+) -> Iterator[Case]:
+    """The runs that are asked for, seed after seed.
+
+    Args:
+      envs, recipes: of the table in recipes.py; no recipes: all.
+      tried: settings beside each recipe.
+      steps: of each run; 0: the table's.
+    """
+    for seed in seeds:
+        for (env, recipe), (usual, _) in TABLE.items():
+            if env in envs and recipe in (recipes or [recipe]):
+                for settings in tried:
+                    yield Case(env, recipe, seed, steps or usual, settings)
 
 
-def markdown(records: list[dict]) -> str:
-    """A line per environment and recipe, seeds side by side."""
-    lines = [
-        "| environment | recipe | steps | return by seed | mean | expected | steps/s |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for (env, recipe), (steps, expected) in TABLE.items():
-        mine = sorted((r for r in records if (r["env"], r["recipe"]) == (env, recipe)), key=lambda r: r["seed"])
-        if not mine:
-            continue
-        seeds, mean, speed = summary(mine)
-        lines.append(f"| {env} | `flags/{recipe}.flags` | {steps:,} | {seeds} | {mean} | {expected} | {speed} |")
-    return "\n".join(lines) + "\n"
+def load(path: Path) -> dict[Case, Record]:
+    """The results that `save` wrote; none where there is no file."""
+    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return {case_of(record): record for record in records}
 
 
-def by_value(records: list[dict], flag: str) -> str:
-    """A line per environment and value of a flag, in the order of the records."""
-    lines = [f"| environment | {flag} | return by seed | mean | steps/s |", "|---|---|---|---|---|"]
-    for env, value in dict.fromkeys((r["env"], r[flag]) for r in records):
-        mine = sorted((r for r in records if (r["env"], r[flag]) == (env, value)), key=lambda r: r["seed"])
-        lines.append(f"| {env} | {value} | {' | '.join(summary(mine))} |")
-    return "\n".join(lines) + "\n"
+def save(records: dict[Case, Record], path: Path) -> None:
+    """Writes results, a run per line, numbers with five digits."""
+    lines = (json.dumps(_rounded(records[case])) for case in sorted(records))
+    path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+
+
+def _rounded(value):
+    if isinstance(value, dict):
+        return {name: _rounded(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [_rounded(x) for x in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def main(argv):
-    """Trains, then merges the records with those of earlier calls."""
+    """Trains what is missing, then reports. Returns the exit code."""
     del argv
-    RESULTS.mkdir(exist_ok=True)
-    flag, _, values = FLAGS.vary.partition("=")
-    path = RESULTS / f"{flag or 'returns'}.json"
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    records = {(r["env"], r["recipe"], r.get(flag), r["seed"]): r for r in earlier}
-    chosen = [(env, recipe) for env, recipe in TABLE if env in FLAGS.envs and recipe in (FLAGS.recipes or [recipe])]
-    if flag:
-        chosen = [(env, recipe) for env, recipe in chosen if recipe == FIRST[env]]
-    varied = [(flag, value) for value in values.split(",")] if flag else [()]
-    wanted = [
-        (*key, int(seed), Path(FLAGS.work_dir), setting)
-        for key, setting, seed in itertools.product(chosen, varied, FLAGS.seeds)
-    ]
-    with ThreadPoolExecutor(FLAGS.jobs) as pool:
-        for record in pool.map(lambda run: train(*run), wanted):
-            key = record["env"], record["recipe"], record.get(flag), record["seed"]
-            records[key] = record
-            print(*(x for x in key if x is not None), round(record["final"]["return_mean"], 1), flush=True)
-    path.write_text(json.dumps(list(records.values()), indent=1) + "\n", encoding="utf-8")
-    table = by_value(list(records.values()), flag) if flag else markdown(list(records.values()))
-    path.with_suffix(".md").write_text(table, encoding="utf-8")
-    print(table)
+    os.environ |= ONE_CORE
+    given, start = flags.FLAGS, time.monotonic()
+    seeds, path, work_dir = SEEDS[given.seeds], RESULTS / f"{given.seeds}.json", Path(given.work_dir)
+    (work_dir / "records").mkdir(parents=True, exist_ok=True)
+    known = load(path)
+    wanted = cases(given.envs, given.recipes, given.tried, seeds[: given.count], given.steps)
+    missing = [case for case in wanted if case not in known]
+    left, failed = run_all(missing, work_dir, given.jobs, start + (given.budget_seconds or math.inf), math.inf)
+    found = {case_of(record): record for record in read_records(work_dir).values()}
+    known = load(path) | {case: record for case, record in found.items() if case.seed in seeds}
+    save(known, path)
+    if given.seeds == "reporting":
+        text = table([*known.values()])
+        path.with_suffix(".md").write_text(text, encoding="utf-8")
+        draw([*known.values()], ROOT / "docs" / "returns.png")
+    else:
+        text = settings_table([r for r in known.values() if r["env"] in (given.envs or [r["env"]])])
+    print(text)
+    print(f"{left} runs are left, {failed} failed")
+    return int(failed > 0)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_enum("seeds", "choosing", list(SEEDS), "which seeds")
+    flags.DEFINE_integer("count", 10, "how many of them, from the first one on", lower_bound=1)
+    flags.DEFINE_list("envs", list(dict.fromkeys(env for env, _ in TABLE)), "environments to train on")
+    flags.DEFINE_list("recipes", [], "recipes to train; empty: all of the environments")
+    flags.DEFINE_multi_string("tried", [""], "settings in place of the recipe's; may be given several times")
+    flags.DEFINE_integer("steps", 0, "environment steps of each run; 0: those of the recipe", lower_bound=0)
+    flags.DEFINE_string("work_dir", "runs/returns", "where runs and their records go")
+    flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1)
+    flags.DEFINE_float("budget_seconds", 0, "after so many no run is begun; 0: no limit", lower_bound=0)
     app.run(main)

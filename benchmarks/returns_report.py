@@ -1,0 +1,104 @@
+"""What benchmarks/returns.py makes of its records: tables and a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from against_report import draw_curves, finished, grouped
+from curves import interquartile_mean, interval
+from recipes import BEST, TABLE
+from runs import Record
+
+Runs = list[Record]
+
+
+def with_interval(*samples: Sequence[float], statistic=np.mean, digits: int = 0) -> str:
+    """A statistic of samples, with its interval."""
+    value = statistic(*(np.array(sample) for sample in samples), axis=0)
+    low, high = interval(*samples, statistic=statistic)
+    return f"{value:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def _of(runs: Runs, what: str) -> list[float]:
+    return [run[what] for run in runs]
+
+
+def _digits(runs: Runs) -> int:
+    """Two for returns of a few units."""
+    return 0 if max(abs(x) for x in _of(runs, "final")) >= 100 else 2
+
+
+def table(records: Runs) -> str:
+    """A line per environment and recipe, in the order of recipes.py."""
+    lines = [
+        "| environment | recipe | steps | runs | IQM of the final return | mean | worst seed | area | expected |",
+        "|---" * 9 + "|",
+    ]
+    groups = grouped((r for r in records if not r["tried"]), "env", "recipe", "steps")
+    for (env, recipe), (steps, expected) in TABLE.items():
+        whole = groups.get((env, recipe, steps), [])
+        if runs := finished(whole):
+            final, digits = _of(runs, "final"), _digits(runs)
+            cells = [env, f"`flags/{recipe}.flags`", f"{steps:,}", _count(whole)]
+            cells += [
+                with_interval(final, statistic=interquartile_mean, digits=digits),
+                f"{np.mean(final):,.{digits}f}",
+            ]
+            cells += [f"{min(final):,.{digits}f}", f"{np.mean(_of(runs, 'area')):,.{digits}f}", f"{expected:,}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _count(whole: Runs) -> str:
+    failed = len(whole) - len(finished(whole))
+    return f"{len(whole) - failed}" + (f", {failed} failed" if failed else "")
+
+
+def _ratio(*samples: np.ndarray, axis: int) -> np.ndarray:
+    """Of the means of each two samples, averaged over the pairs."""
+    means = [sample.mean(axis) for sample in samples]
+    return np.mean([a / b for a, b in zip(means[::2], means[1::2], strict=True)], axis=0)
+
+
+def settings_table(records: Runs) -> str:
+    """Per task a line for each of the settings, relative to the recipe's on the same seeds; then means over tasks."""
+    lines, pairs = [], {}
+    for (env, recipe, steps), task in grouped(records, "env", "recipe", "steps").items():
+        lines += [
+            f"{env}, {recipe}.flags, {steps:,} steps",
+            "",
+            "| settings | runs | final return | its IQM | worst seed | area | area / the recipe's |",
+            "|---" * 7 + "|",
+        ]
+        groups = {tried: runs for (tried,), runs in grouped(task, "tried").items()}
+        plain = finished(groups.get("", []))
+        for tried in sorted(groups):
+            if not (runs := finished(groups[tried])):
+                continue
+            final, digits = _of(runs, "final"), _digits(runs)
+            cells = [f"`{tried}`" if tried else "", _count(groups[tried]), with_interval(final, digits=digits)]
+            cells += [f"{interquartile_mean(np.array(final)):,.{digits}f}", f"{min(final):,.{digits}f}"]
+            common = {*_of(plain, "seed")} & {*_of(runs, "seed")}
+            both = [[r["area"] for r in group if r["seed"] in common] for group in (runs, plain)]
+            cells += [f"{np.mean(_of(runs, 'area')):,.{digits}f}"]
+            cells += [with_interval(*both, statistic=_ratio, digits=2) if tried and common else ""]
+            lines.append(f"| {' | '.join(cells)} |")
+            if tried and common:
+                pairs.setdefault(tried, []).extend(both)
+        lines.append("")
+    lines += ["| settings | tasks | mean of the ratios of areas |", "|---|---|---|"]
+    for tried, samples in sorted(pairs.items()):
+        ratio = with_interval(*samples, statistic=_ratio, digits=2)
+        lines.append(f"| `{tried}` | {len(samples) // 2} | {ratio} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(records: Runs, path: Path) -> None:
+    """Training returns of the best recipe of each environment, with intervals over runs."""
+    runs = [
+        r | {"algorithm": "trpo_tf", "value": 0}
+        for r in finished(records)
+        if not r["tried"] and BEST.get(r["env"]) == r["recipe"] and r["steps"] == TABLE[r["env"], r["recipe"]][0]
+    ]
+    if runs:
+        draw_curves(runs, list(BEST), ["trpo_tf"], path)

@@ -1,0 +1,97 @@
+"""benchmarks/returns.py: which runs it makes, and what it reports of them."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trpo_tf.config import make_config
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+returns, numbers, recipes, curves = (
+    importlib.import_module(name) for name in ("returns", "returns_report", "recipes", "curves")
+)
+HOPPER = {"env": "Hopper-v5", "recipe": "mujoco", "steps": 1_000_000}
+
+
+def made_up(seed, final, area, tried="", **changes):
+    """The record of a run."""
+    curve = np.linspace(0.0, 2 * area, curves.POINTS).tolist()
+    return HOPPER | {"seed": seed, "tried": tried, "final": final, "area": area, "curve": curve} | changes
+
+
+def test_no_seed_is_for_choosing_and_for_reporting():
+    assert {name: len(seeds) for name, seeds in returns.SEEDS.items()} == {"choosing": 10, "reporting": 10}
+    assert not {*returns.SEEDS["choosing"]} & {*returns.SEEDS["reporting"]}
+
+
+def test_what_is_run_seed_after_seed():
+    found = [*returns.cases(["Hopper-v5", "HalfCheetah-v5"], ["mujoco"], ["", "--gae_lambda=0.9"], [100, 101], 0)]
+    assert [case[:3] for case in found[::2]] == [
+        ("Hopper-v5", "mujoco", 100),
+        ("HalfCheetah-v5", "mujoco", 100),
+        ("Hopper-v5", "mujoco", 101),
+        ("HalfCheetah-v5", "mujoco", 101),
+    ]
+    assert {case.steps for case in found} == {1_000_000}
+    assert {case.steps for case in returns.cases(["Hopper-v5"], [], [""], [100], 5000)} == {5000}
+    names = [case.name for case in found]
+    assert len({*names}) == len(names)
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.=") for name in names)
+
+
+@pytest.mark.parametrize("tried", ["", "--gae_lambda=0.8 --hidden_sizes=8,8", "--env_options='continuous=True'"])
+def test_settings_are_taken_by_the_training_command(tried):
+    case = returns.Case("Hopper-v5", "mujoco", 100, 1000, tried)
+    settings = dict(flag.removeprefix("--").partition("=")[::2] for flag in case.flags if "=" in flag)
+    texts = {name: value for name, value in settings.items() if name in ("gae_lambda", "env_options", "total_steps")}
+    assert texts["total_steps"] == "1000"
+    assert ("gae_lambda" in texts) == ("gae_lambda" in tried)
+    assert "'" not in texts.get("env_options", "")
+    make_config(env=case.env, total_steps=int(texts["total_steps"]))
+
+
+def test_results_are_read_back(tmp_path):
+    path = tmp_path / "choosing.json"
+    assert returns.load(path) == {}
+    records = [made_up(101, 3000.123456, 2000.0), made_up(100, 1.0, 2.0, "--gae_lambda=0.9")]
+    returns.save({returns.case_of(r): r for r in records}, path)
+    found = returns.load(path)
+    assert {case.seed: record["final"] for case, record in found.items()} == {101: 3000.1, 100: 1.0}
+    assert len(path.read_text().splitlines()) == 4
+
+
+def test_the_table_has_the_iqm_and_the_worst_seed():
+    finals = [0.0, 100, 200, 300, 400, 500, 600, 10_000]
+    records = [made_up(10 + k, final, 50.0) for k, final in enumerate(finals)]
+    records += [made_up(18, 0, 0), made_up(19, 0, 0, "--gae_lambda=0.9")]
+    records[8] = HOPPER | {"seed": 18, "tried": "", "failed": "after 3 updates"}
+    (line,) = numbers.table(records).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:4] == ["Hopper-v5", "`flags/mujoco.flags`", "1,000,000", "8, 1 failed"]
+    assert cells[4].startswith("350 (")  # of 200, 300, 400, 500
+    assert cells[5:8] == ["1,512", "0", "50"]
+
+
+def test_settings_are_compared_on_the_same_seeds():
+    records = [made_up(100 + k, 1.0, area) for k, area in enumerate([100.0, 100, 1000])]
+    records += [made_up(100 + k, 1.0, area, "--gae_lambda=0.9") for k, area in enumerate([110.0, 130])]
+    text = numbers.settings_table(records)
+    (line,) = [line for line in text.splitlines() if line.startswith("| `--gae_lambda=0.9` | 2 |")]
+    assert line.split("|")[-2].strip() == "1.20 (1.10 to 1.30)"
+    assert text.splitlines()[-1] == "| `--gae_lambda=0.9` | 1 | 1.20 (1.10 to 1.30) |"
+
+
+def test_the_mean_over_tasks_is_that_of_ratios():
+    records = [made_up(100, 1.0, 100.0), made_up(100, 1.0, 200.0, "a")]
+    records += [r | {"env": "Ant-v5", "area": 10.0} for r in records]
+    assert numbers.settings_table(records).splitlines()[-1] == "| `a` | 2 | 1.50 (1.50 to 1.50) |"
+
+
+def test_the_picture_has_the_best_recipe_of_each_environment(tmp_path):
+    numbers.draw([made_up(10, 1.0, 100.0), made_up(11, 1.0, 120.0)], tmp_path / "returns.png")
+    assert (tmp_path / "returns.png").stat().st_size > 10_000
+    numbers.draw([made_up(10, 1.0, 100.0, "--gae_lambda=0.9")], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
