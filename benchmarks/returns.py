@@ -107,19 +107,19 @@ def main(argv):
     given, start = flags.FLAGS, time.monotonic()
     seeds, path, work_dir = SEEDS[given.seeds], RESULTS / f"{given.seeds}.json", Path(given.work_dir)
     (work_dir / "records").mkdir(parents=True, exist_ok=True)
-    known = load(path)
+    known = {*load(path), *map(case_of, read_records(work_dir).values())}
     wanted = cases(given.envs, given.recipes, given.tried, seeds[: given.count], given.steps)
     missing = [case for case in wanted if case not in known]
     left, failed = run_all(missing, work_dir, given.jobs, start + (given.budget_seconds or math.inf), math.inf)
     found = {case_of(record): record for record in read_records(work_dir).values()}
-    known = load(path) | {case: record for case, record in found.items() if case.seed in seeds}
-    save(known, path)
+    records = load(path) | {case: record for case, record in found.items() if case.seed in seeds}
+    save(records, path)
     if given.seeds == "reporting":
-        text = table([*known.values()])
+        text = table([*records.values()])
         path.with_suffix(".md").write_text(text, encoding="utf-8")
-        draw([*known.values()], ROOT / "docs" / "returns.png")
+        draw([*records.values()], ROOT / "docs" / "returns.png")
     else:
-        text = settings_table([r for r in known.values() if r["env"] in (given.envs or [r["env"]])])
+        text = settings_table([r for case, r in records.items() if case.env in (given.envs or [case.env])])
     print(text)
     print(f"{left} runs are left, {failed} failed")
     return int(failed > 0)

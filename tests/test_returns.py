@@ -1,6 +1,8 @@
 """benchmarks/returns.py: which runs it makes, and what it reports of them."""
 
+import argparse
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -95,3 +97,19 @@ def test_the_picture_has_the_best_recipe_of_each_environment(tmp_path):
     assert (tmp_path / "returns.png").stat().st_size > 10_000
     numbers.draw([made_up(10, 1.0, 100.0, "--gae_lambda=0.9")], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_what_has_a_record_is_not_run_again(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(returns, "RESULTS", tmp_path)
+    monkeypatch.setattr(returns, "run_all", lambda cases, *_: asked.extend(case.seed for case in cases) or (0, 0))
+    returns.save({returns.case_of(r): r for r in [made_up(100, 1.0, 2.0)]}, tmp_path / "choosing.json")
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "one.json").write_text(json.dumps(made_up(101, 3.0, 4.0)))
+    (tmp_path / "records" / "other.json").write_text(json.dumps(made_up(10, 5.0, 6.0)))
+    settings = {"envs": ["Hopper-v5"], "recipes": [], "tried": [""], "count": 4, "steps": 0, "budget_seconds": 0}
+    given = argparse.Namespace(seeds="choosing", work_dir=str(tmp_path), jobs=1, **settings)
+    monkeypatch.setattr(returns.flags, "FLAGS", given)
+    assert returns.main([]) == 0
+    assert asked == [102, 103]
+    assert {case.seed for case in returns.load(tmp_path / "choosing.json")} == {100, 101}
