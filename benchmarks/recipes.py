@@ -10,6 +10,7 @@ TABLE = {
     ("CartPole-v1", "classic_control"): (100_000, 500),
     ("Acrobot-v1", "classic_control"): (200_000, -90),
     ("Pendulum-v1", "pendulum"): (200_000, -250),
+    ("MountainCarContinuous-v0", "mountain_car_continuous"): (100_000, 90),
     ("InvertedPendulum-v5", "inverted_pendulum"): (1_000_000, 1000),
     ("InvertedDoublePendulum-v5", "inverted_pendulum"): (1_000_000, 8500),
     ("Hopper-v5", "mujoco"): (1_000_000, 3200),

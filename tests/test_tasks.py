@@ -33,3 +33,15 @@ def test_the_task_is_solved(name):
     agent.learn()
     agent.close()
     assert agent.evaluate(200).returns.mean() > share * STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_white_noise_never_finds_red_noise_does(seed):
+    """A hill that takes swings of many steps: standing still returns 0, the goal 100 less the price of actions."""
+    agent = TRPO(
+        "MountainCarContinuous-v0", noise_color=2.0, init_log_std=0.0, gamma=0.99, total_steps=60_000, seed=seed
+    )
+    agent.learn()
+    agent.close()
+    assert agent.evaluate(20).returns.min() > 90

@@ -124,8 +124,11 @@ def _collecting(acting: Acting, stepper: Stepper, actor: Any, taking: Any) -> Lo
     with _closed_if_raised(stepper):
         collector = Collector(stepper, actor, *limits)
 
+    distribution = acting.policy.distribution
+
     def draw_noise(shape: tuple[int, int], count: int) -> np.ndarray:
-        return acting.policy.distribution.noise(list(shape), tf.constant([key, count], tf.int32)).numpy()
+        seed = tf.constant([key, count], tf.int32)
+        return distribution.sampler.noise_over_time(lambda shape: distribution.noise(list(shape), seed).numpy(), shape)
 
     return LocalSource(collector, taking, draw_noise, acting.log_prob, config.time_steps)
 

@@ -98,7 +98,7 @@ class Sampling:
             args = (lambda _, seed=seed: self._environments.training(1000 * seed)), self._actor
             stepper = LocalStepper(*args) if plan is None else VineStepper(*args, plan._replace(seed=seed))
             obs, _ = stepper.build(0, 0)
-            noise = self._actor.noise(np.random.default_rng(seed), (self.time, self.envs))
+            noise = self._actor.sampler.noise(np.random.default_rng(seed), (self.time, self.envs))
             yield stepper.step(obs, np.zeros(self.envs, bool), noise, (0, 0), Past(0, [], []))[0]
             stepper.close()
 

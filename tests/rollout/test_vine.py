@@ -48,7 +48,7 @@ def rolled(stepper, rollouts=1, past=None):
     obs, _ = stepper.build(0, 0) if past is None else stepper.replay(past)
     past = past or Past(0, [], [])
     for _ in range(rollouts):
-        noise = actor.noise(np.random.default_rng(past.time_steps), (TIME, ENVS))
+        noise = actor.sampler.noise(np.random.default_rng(past.time_steps), (TIME, ENVS))
         steps, losses, episodes = stepper.step(obs, np.zeros(ENVS, bool), noise, (0, 0), past)
         found.append((steps, losses, episodes))
         past, obs = (

@@ -1,5 +1,6 @@
 """Draws from the distribution over a whole action space: one sampler for each of its parts."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -7,7 +8,8 @@ import numpy as np
 
 from trpo_tf.acting import spaces
 from trpo_tf.acting.arrays import join
-from trpo_tf.acting.samplers import CategoricalSampler, make_sampler
+from trpo_tf.acting.colored_noise import colored
+from trpo_tf.acting.samplers import CategoricalSampler, GaussianSampler, make_sampler
 from trpo_tf.config import PolicyConfig
 from trpo_tf.errors import UsageError
 
@@ -20,10 +22,10 @@ class ActionSampler:
 
     Args:
       space: of a single environment.
-      config: action_distribution, rescale_action and init_log_std are read.
+      config: action_distribution, rescale_action, init_log_std and noise_color are read.
 
     Raises:
-      UsageError: a part of the space is not supported.
+      UsageError: a part of the space is not supported, or no part has noise that can have a color.
     """
 
     def __init__(self, space: gym.Space, config: PolicyConfig):
@@ -44,6 +46,13 @@ class ActionSampler:
         self.in_numpy = all(part.in_numpy for part in parts)
         alone = len(parts) == 1 and isinstance(parts[0], CategoricalSampler) and parts[0].action_size == 1
         self.choices = self.size if alone else 0
+        normal = [np.full(part.noise_size, isinstance(part, GaussianSampler)) for part in parts]
+        self._color, self._normal = config.noise_color, np.concatenate(normal)
+        if self._color and not self._normal.any():
+            raise UsageError(
+                f"--noise_color={self._color:g}: only Gaussian actions have such noise, and action space {space} with "
+                f"--action_distribution={config.action_distribution} has none; leave it out"
+            )
         self._no_noise = np.zeros((1, self.noise_size), np.float32)
 
     def split(self, x, kind: str) -> list:
@@ -76,6 +85,18 @@ class ActionSampler:
     def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """What draws of samples [*shape] need, [*shape, noise_size]."""
         return join([part.noise(generator, shape) for part in self._parts])
+
+    def noise_over_time(self, noise: Callable[[tuple[int, int]], np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+        """What the draws of a rollout need, [T, B, noise_size]; with noise_color it is correlated over time.
+
+        Args:
+          noise: from a shape to what independent draws of so many samples need, [*shape, noise_size].
+          shape: T, B.
+        """
+        if not self._color:
+            return noise(shape)
+        both = noise((2 * shape[0], shape[1]))
+        return np.where(self._normal, colored(both, self._color), both[: shape[0]])
 
     def draw(self, params, noise, xp=np):
         """[N, K], [N, noise_size] -> raw actions [N, A]."""

@@ -26,6 +26,7 @@ class ArrayActor:
       leaves          the leaves of the observation by name, with their shape and dtype
       states          size of each recurrent state by name; this actor has none
       action_size, params_size, noise_size    A, K and the columns of the noise
+      sampler         draws noise and actions in NumPy, where it can
 
     Args:
       spec: what Policy.acting_spec gives.
@@ -39,14 +40,14 @@ class ArrayActor:
         if unknown or spec.states:
             raise ValueError(f"an ArrayActor has no {', '.join(sorted(unknown)) or 'recurrent states'}")
         config, self._spec = spec.config, spec
-        self._sampler = ActionSampler(spec.action_space, config)
-        self._encoder = Encoder(spec.observation_space, self._sampler.mask_size, config.image_encoder != "flat")
+        self.sampler = ActionSampler(spec.action_space, config)
+        self._encoder = Encoder(spec.observation_space, self.sampler.mask_size, config.image_encoder != "flat")
         self._enabled = self._encoder.normalized & config.normalize_obs
         self.leaves = self._encoder.leaves
         self.specs = {name: (leaf.shape, leaf.dtype) for name, leaf in self.leaves.items()}
         self.states: dict[str, int] = {}
-        self.action_size, self.params_size = self._sampler.action_size, self._sampler.size
-        self.noise_size = self._sampler.noise_size
+        self.action_size, self.params_size = self.sampler.action_size, self.sampler.size
+        self.noise_size = self.sampler.noise_size
         self._layers: list | None = None
         self._free: np.ndarray
         self._constants: tuple
@@ -74,7 +75,7 @@ class ArrayActor:
 
     def _check_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raises ValueError where weights do not fit each other and the spaces."""
-        width, free, sampler = self._encoder.size, self._spec.free, self._sampler
+        width, free, sampler = self._encoder.size, self._spec.free, self.sampler
         needed: dict[str, tuple[int, ...]] = {"mean": (width,), "m2": (width,)}
         if free:
             needed[free] = sampler.free.shape
@@ -97,19 +98,15 @@ class ArrayActor:
           observations, a list in the order of their names: none.
         """
         params = self._params(obs)
-        return params, self._sampler.draw(params, noise), []
+        return params, self.sampler.draw(params, noise), []
 
     def mode(self, obs: dict[str, np.ndarray]) -> tuple[np.ndarray, list]:
         """The likeliest raw action [B, A], and the recurrent states after these observations: none."""
-        return self._sampler.mode(self._params(obs)), []
-
-    def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """What draws of samples [*shape] need, [*shape, noise_size]."""
-        return self._sampler.noise(generator, shape)
+        return self.sampler.mode(self._params(obs)), []
 
     def to_env(self, raw_action: np.ndarray) -> Any:
         """Raw actions [B, A] -> what the environments' step takes, [B, ...] in the structure of the action space."""
-        return self._sampler.to_env(raw_action)
+        return self.sampler.to_env(raw_action)
 
     def single_threaded(self):
         """A context in which NumPy multiplies in the calling thread, and the cores are left to the environments."""
@@ -122,5 +119,5 @@ class ArrayActor:
         x = standardize.standardize(features["vector"], self._constants)
         for kernel, bias, activation in self._layers:
             x = activation(x @ kernel + bias)
-        params = self._sampler.params(x, self._free)
-        return self._sampler.masked(params, features[MASK]) if self._encoder.masks else params
+        params = self.sampler.params(x, self._free)
+        return self.sampler.masked(params, features[MASK]) if self._encoder.masks else params

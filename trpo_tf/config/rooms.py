@@ -153,6 +153,15 @@ class PolicyConfig(Record):
         choices=("gaussian", "gaussian_with_state_std", "squashed_gaussian", "beta"),
         structural=True,
     )
+    noise_color: float = setting(
+        0,
+        "exponent of the spectrum of the noise in Gaussian actions over the time steps of an update: 0 white, 1 pink, "
+        "2 red; correlated noise goes further (Hollenstein et al. 2024, arXiv:2312.11091)",
+        low=0,
+        high=4,
+        structural=True,
+        search=("linear", 0, 1),
+    )
     activation: str = setting(
         "tanh", "hidden activation (A20: tanh)", choices=("tanh", "relu", "elu", "gelu", "silu"), structural=True
     )

@@ -22,6 +22,7 @@ class TensorActor:
     def __init__(self, policy: Policy, live: bool = False):
         self._policy, self._live = policy, live
         distribution = policy.distribution
+        self.sampler = distribution.sampler
         self.specs, self.leaves, self.states = dict(policy.specs), policy.encoder.leaves, dict(policy.states)
         self.action_size, self.params_size = distribution.action_size, distribution.size
         self.noise_size = distribution.noise_size
@@ -48,10 +49,6 @@ class TensorActor:
         """The likeliest raw action [B, A], and each recurrent state [B, S] afterwards, ordered by name."""
         raw_action, *states = (x.numpy() for x in self._mode(*self._tensors(obs)))
         return raw_action, states
-
-    def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """What draws of samples [*shape] need, [*shape, noise_size]."""
-        return self._policy.distribution.sampler.noise(generator, shape)
 
     def to_env(self, raw_action: np.ndarray) -> Any:
         """Raw actions [B, A] -> what the environments' step takes, [B, ...] in the structure of the action space."""

@@ -154,8 +154,8 @@ class _Branches(NamedTuple):
             terminated=np.zeros(shape, bool),
             end_obs={name: np.repeat(x[:, None], plan.actions, 1) for name, x in obs.items()},
         )
-        first = actor.noise(draws, shape)
-        later = actor.noise(draws, (plan.states, apart, plan.steps - 1))
+        first = actor.sampler.noise(draws, shape)
+        later = actor.sampler.noise(draws, (plan.states, apart, plan.steps - 1))
         return cls(branches, obs, first, later, draws.integers(2**31, size=shape))
 
     def noise_of(self, at: tuple[np.ndarray, np.ndarray], step: int) -> np.ndarray:

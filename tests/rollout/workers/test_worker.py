@@ -81,6 +81,16 @@ def test_draws_are_of_the_run_the_worker_and_the_fragment():
         assert first.raw_action.tobytes() != other.rollout.trajectory.raw_action.tobytes()
 
 
+def test_noise_of_a_worker_has_the_color_of_the_run():
+    plan, weights = plan_of(
+        "Pendulum-v1", envs=16, time_steps=64, config=PolicyConfig(hidden_sizes=(8,), noise_color=2)
+    )
+    rollout = begun(plan).fragment(Identity(0, 0, 0), 0, weights, 1).rollout
+    mean, log_std = np.split(rollout.behavior_params, 2, -1)
+    noise = (rollout.trajectory.raw_action - mean) * np.exp(-log_std)
+    assert np.mean(noise[1:] * noise[:-1]) > 0.8
+
+
 @pytest.mark.parametrize(
     ("space", "config", "mean", "variance"),
     [

@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -153,7 +154,8 @@ class Worker:
     def _noise(self, identity: Identity) -> np.ndarray:
         """What a fragment needs: a function of the run's seed, the serial and the fragment's number."""
         plan, key = self._plan, [self._plan.seed << 32 | self._serial, identity.fragment]
-        return self._actor.noise(np.random.Generator(np.random.Philox(key=key)), (plan.time_steps, plan.envs))
+        sampler, generator = self._actor.sampler, np.random.Generator(np.random.Philox(key=key))
+        return sampler.noise_over_time(partial(sampler.noise, generator), (plan.time_steps, plan.envs))
 
     def _own(self) -> Collector:
         if self._collector is None:
