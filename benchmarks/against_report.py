@@ -2,12 +2,12 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from curves import DEFINITION, POINTS, WINDOW, interquartile_mean, interval
+from curves import DEFINITION, POINTS, WINDOW, interquartile_mean, interval, with_interval
 from runs import Record
 
 OF_KL = ("trpo", "trpo-paper", "trpo-penalty")  # their step size is a KL, quadratic in the length of a step
@@ -41,11 +41,6 @@ def scores(records: list[Record], what: str) -> dict[float, list[float | None]]:
 def finished(records: Iterable[Record]) -> list[Record]:
     """Those that did not fail."""
     return [r for r in records if "failed" not in r]
-
-
-def _with_interval(values: list[float], statistic: Callable = np.mean) -> str:
-    low, high = interval(values, statistic=statistic)
-    return f"{statistic(np.array(values), axis=0):.0f} ({low:.0f} to {high:.0f})"
 
 
 def _number(value: float | None) -> str:
@@ -86,8 +81,14 @@ def compare_table(records: list[Record], env: str, algorithms: Sequence[str]) ->
         shares = [r["fell"] / r["counted"] for r in runs if r["counted"]]
         kls = [(r["kl_mean"], r["kl_max"]) for r in runs if r["kl_mean"] is not None]
         mean, largest = (np.mean([k for k, _ in kls]), max(k for _, k in kls)) if kls else (None, None)
-        cells = [algorithm, f"{value:g}", count, _with_interval(final), _with_interval(final, interquartile_mean)]
-        cells += [_with_interval(areas), f"{np.mean(shares):.0%}" if shares else "", _number(mean), _number(largest)]
+        cells = [
+            algorithm,
+            f"{value:g}",
+            count,
+            with_interval(final),
+            with_interval(final, statistic=interquartile_mean),
+        ]
+        cells += [with_interval(areas), f"{np.mean(shares):.0%}" if shares else "", _number(mean), _number(largest)]
         cells += [f"{np.median([r[name] for r in runs]):,.0f}" for name in ("seconds", "env_steps_per_second")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -104,7 +105,7 @@ def summary_table(records: list[Record], envs: Sequence[str], algorithms: Sequen
             runs = groups.get((algorithm, env), [])
             shares = [r["fell"] / r["counted"] for r in runs if r["counted"]]
             share = f", {np.mean(shares):.0%}" if shares else ""
-            cells.append(_with_interval([r["final"] for r in runs]) + share if runs else "")
+            cells.append(with_interval([r["final"] for r in runs]) + share if runs else "")
         lines.append(f"| {algorithm} | {' | '.join(cells)} |")
     return lines
 

@@ -70,12 +70,19 @@ def interval(*samples: ArrayLike, statistic: Callable = np.mean, resamples: int 
     """Bounds of the 95 % percentile bootstrap over the first axis, each sample by itself (stratified), seeded.
 
     Args:
-      samples: each [K, ...], a row per run. Where none has two, both bounds are the statistic itself.
+      samples: each [K, ...], a row per run. Where one has less than two, nobody knows, and bounds are NaN.
       statistic: takes samples and axis, as np.mean.
     """
     arrays = [np.asarray(sample, float) for sample in samples]
-    if max(len(array) for array in arrays) < 2:
-        found = statistic(*arrays, axis=0)
-        return found, found
+    if min(len(array) for array in arrays) < 2:
+        unknown = np.full(np.shape(arrays[0])[1:], np.nan)
+        return unknown, unknown
     found = stats.bootstrap(arrays, statistic, axis=0, n_resamples=resamples, method="percentile", rng=0)
     return found.confidence_interval
+
+
+def with_interval(*samples: ArrayLike, statistic: Callable = np.mean, digits: int = 0) -> str:
+    """A statistic of samples [K], with its interval where there is one."""
+    value = f"{statistic(*map(np.asarray, samples), axis=0):.{digits}f}"
+    low, high = interval(*samples, statistic=statistic)
+    return value if np.isnan(low) else f"{value} ({low:.{digits}f} to {high:.{digits}f})"

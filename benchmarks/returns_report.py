@@ -1,22 +1,14 @@
 """What benchmarks/returns.py makes of its records: tables and a picture."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from against_report import draw_curves, finished, grouped
-from curves import interquartile_mean, interval
+from curves import interquartile_mean, with_interval
 from recipes import BEST, TABLE
 from runs import Record
 
 Runs = list[Record]
-
-
-def with_interval(*samples: Sequence[float], statistic=np.mean, digits: int = 0) -> str:
-    """A statistic of samples, with its interval."""
-    value = statistic(*(np.array(sample) for sample in samples), axis=0)
-    low, high = interval(*samples, statistic=statistic)
-    return f"{value:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
 def _of(runs: Runs, what: str) -> list[float]:
@@ -42,9 +34,9 @@ def table(records: Runs) -> str:
             cells = [env, f"`flags/{recipe}.flags`", f"{steps:,}", _count(whole)]
             cells += [
                 with_interval(final, statistic=interquartile_mean, digits=digits),
-                f"{np.mean(final):,.{digits}f}",
+                f"{np.mean(final):.{digits}f}",
             ]
-            cells += [f"{min(final):,.{digits}f}", f"{np.mean(_of(runs, 'area')):,.{digits}f}", f"{expected:,}"]
+            cells += [f"{min(final):.{digits}f}", f"{np.mean(_of(runs, 'area')):.{digits}f}", f"{expected:,}"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -77,10 +69,10 @@ def settings_table(records: Runs) -> str:
                 continue
             final, digits = _of(runs, "final"), _digits(runs)
             cells = [f"`{tried}`" if tried else "", _count(groups[tried]), with_interval(final, digits=digits)]
-            cells += [f"{interquartile_mean(np.array(final)):,.{digits}f}", f"{min(final):,.{digits}f}"]
+            cells += [f"{interquartile_mean(np.array(final)):.{digits}f}", f"{min(final):.{digits}f}"]
             common = {*_of(plain, "seed")} & {*_of(runs, "seed")}
             both = [[r["area"] for r in group if r["seed"] in common] for group in (runs, plain)]
-            cells += [f"{np.mean(_of(runs, 'area')):,.{digits}f}"]
+            cells += [f"{np.mean(_of(runs, 'area')):.{digits}f}"]
             cells += [with_interval(*both, statistic=_ratio, digits=2) if tried and common else ""]
             lines.append(f"| {' | '.join(cells)} |")
             if tried and common:

@@ -145,7 +145,7 @@ def test_a_report_of_some_runs_names_what_is_missing_and_what_failed(tmp_path):
         PLAN.of_records(records), PLAN.missing(records), PLAN.envs, PLAN.algorithms, tmp_path, tmp_path
     )
     assert f"{failed.value:g}: failed" in text
-    assert "| trpo | 0.03 | 1 | 100 (100 to 100) |" in text
+    assert "| trpo | 0.03 | 1 | 100 | 100 |" in text
     missing = [line for line in text.splitlines() if line.startswith("- ")]
     assert missing == [
         "- search: CartPole-v1, npg: 1 runs",

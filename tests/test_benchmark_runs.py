@@ -96,7 +96,16 @@ def test_each_sample_is_drawn_from_by_itself():
     # Of two constants nothing varies, however they are drawn, unless one sample takes the other's place.
     mean = lambda a, b, axis: 0.5 * (a.mean(axis) + b.mean(axis))  # noqa: E731
     assert tuple(curves.interval([1.0] * 3, [5.0] * 4, statistic=mean)) == (3.0, 3.0)
-    assert tuple(curves.interval([2.0])) == (2.0, 2.0)
+
+
+def test_one_run_has_no_interval():
+    assert curves.with_interval([2.0, 4.0, 3.0], digits=1) == "3.0 (2.0 to 4.0)"
+    assert curves.with_interval([2.0]) == "2"
+    ratio = lambda a, b, axis: a.mean(axis) / b.mean(axis)  # noqa: E731
+    assert curves.with_interval([2.0, 2.0], [1.0], statistic=ratio) == "2"
+    low, high = curves.interval([[1.0, 2.0]])
+    assert np.isnan([low, high]).all()
+    assert np.shape(low) == (2,)
 
 
 def test_intervals_of_curves_are_those_of_their_points():

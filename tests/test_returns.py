@@ -74,7 +74,7 @@ def test_the_table_has_the_iqm_and_the_worst_seed():
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[:4] == ["Hopper-v5", "`flags/mujoco.flags`", "1,000,000", "8, 1 failed"]
     assert cells[4].startswith("350 (")  # of 200, 300, 400, 500
-    assert cells[5:8] == ["1,512", "0", "50"]
+    assert cells[5:8] == ["1512", "0", "50"]
 
 
 def test_settings_are_compared_on_the_same_seeds():
@@ -89,7 +89,7 @@ def test_settings_are_compared_on_the_same_seeds():
 def test_the_mean_over_tasks_is_that_of_ratios():
     records = [made_up(100, 1.0, 100.0), made_up(100, 1.0, 200.0, "a")]
     records += [r | {"env": "Ant-v5", "area": 10.0} for r in records]
-    assert numbers.settings_table(records).splitlines()[-1] == "| `a` | 2 | 1.50 (1.50 to 1.50) |"
+    assert numbers.settings_table(records).splitlines()[-1] == "| `a` | 2 | 1.50 |"
 
 
 def test_the_picture_has_the_best_recipe_of_each_environment(tmp_path):
