@@ -1,14 +1,14 @@
 """What benchmarks/against.py makes of its records: tables and pictures."""
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from curves import DEFINITION, POINTS, WINDOW, interquartile_mean, interval, with_interval
-from runs import Record
+from runs import Record, as_lines, finished, grouped
 
 OF_KL = ("trpo", "trpo-paper", "trpo-penalty")  # their step size is a KL, quadratic in the length of a step
 NOTES = (
@@ -24,23 +24,10 @@ def best(scores: dict[float, list[float | None]]) -> float:
     return max(sorted(means), key=means.__getitem__)
 
 
-def grouped(records: Iterable[Record], *names: str) -> dict[tuple, list[Record]]:
-    """Records by the values of these names, each group by seed."""
-    groups = defaultdict(list)
-    for record in sorted(records, key=lambda r: r["seed"]):
-        groups[tuple(record[name] for name in names)].append(record)
-    return dict(groups)
-
-
 def scores(records: list[Record], what: str) -> dict[float, list[float | None]]:
     """Areas or final returns by the value of the step size, None where a run failed."""
     groups = grouped(records, "value")
     return {value: [r.get(what) for r in groups[value,]] for (value,) in sorted(groups)}
-
-
-def finished(records: Iterable[Record]) -> list[Record]:
-    """Those that did not fail."""
-    return [r for r in records if "failed" not in r]
 
 
 def _number(value: float | None) -> str:
@@ -81,13 +68,8 @@ def compare_table(records: list[Record], env: str, algorithms: Sequence[str]) ->
         shares = [r["fell"] / r["counted"] for r in runs if r["counted"]]
         kls = [(r["kl_mean"], r["kl_max"]) for r in runs if r["kl_mean"] is not None]
         mean, largest = (np.mean([k for k, _ in kls]), max(k for _, k in kls)) if kls else (None, None)
-        cells = [
-            algorithm,
-            f"{value:g}",
-            count,
-            with_interval(final),
-            with_interval(final, statistic=interquartile_mean),
-        ]
+        cells = [algorithm, f"{value:g}", count, with_interval(final)]
+        cells.append(with_interval(final, statistic=interquartile_mean))
         cells += [with_interval(areas), f"{np.mean(shares):.0%}" if shares else "", _number(mean), _number(largest)]
         cells += [f"{np.median([r[name] for r in runs]):,.0f}" for name in ("seconds", "env_steps_per_second")]
         lines.append(f"| {' | '.join(cells)} |")
@@ -127,10 +109,7 @@ def sensitivity_table(records: list[Record], envs: Sequence[str], algorithms: Se
 
 def missing_lines(missing: Sequence[tuple[str, str, str]]) -> list[str]:
     """What is not there, counted by part, environment and algorithm."""
-    counts: dict[tuple, int] = defaultdict(int)
-    for key in missing:
-        counts[key] += 1
-    return [f"- {part}: {env}, {algorithm}: {count} runs" for (part, env, algorithm), count in counts.items()]
+    return [f"- {part}: {env}, {algorithm}: {count} runs" for (part, env, algorithm), count in Counter(missing).items()]
 
 
 def markdown(records: list[Record], missing: Sequence[tuple[str, str, str]], envs, algorithms) -> str:
@@ -154,21 +133,15 @@ def markdown(records: list[Record], missing: Sequence[tuple[str, str, str]], env
     return "\n".join(lines) + "\n"
 
 
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
 def as_json(records: list[Record], missing: Sequence[tuple[str, str, str]]) -> str:
     """Every run with its numbers, those of the comparison with their curve on a grid of POINTS points."""
-    runs = []
-    for record in records:
-        kept = {name: _rounded(value) for name, value in record.items() if name != "curve"}
-        if record["part"] in ("compare", "vine") and "curve" in record:
-            kept["curve"] = [_rounded(x) for x in record["curve"]]
-        runs.append(kept)
     about = {"fell": DEFINITION, "curve": f"the training return at steps / {POINTS}, 2 steps / {POINTS}, ..., steps"}
     head = json.dumps({"about": about, "missing": missing_lines(missing)}, allow_nan=False)
-    return head[:-1] + ', "runs": [\n' + ",\n".join(json.dumps(run, allow_nan=False) for run in runs) + "\n]}\n"
+    kept = [
+        record if record["part"] in ("compare", "vine") else {n: x for n, x in record.items() if n != "curve"}
+        for record in records
+    ]
+    return f'{head[:-1]}, "runs": {as_lines(kept)}}}\n'
 
 
 def draw_curves(records: list[Record], envs: Sequence[str], algorithms: Sequence[str], path: Path) -> None:

@@ -30,7 +30,7 @@ from typing import NamedTuple
 from absl import app, flags
 from recipes import TABLE
 from returns_report import draw, settings_table, table
-from runs import ONE_CORE, SHARED, Record, read_records, run_all
+from runs import ONE_CORE, SHARED, Record, as_lines, read_records, run_all
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -87,17 +87,8 @@ def load(path: Path) -> dict[Case, Record]:
 
 
 def save(records: dict[Case, Record], path: Path) -> None:
-    """Writes results, a run per line, numbers with five digits."""
-    lines = (json.dumps(_rounded(records[case])) for case in sorted(records))
-    path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {name: _rounded(x) for name, x in value.items()}
-    if isinstance(value, list):
-        return [_rounded(x) for x in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    """Writes results, a run per line."""
+    path.write_text(as_lines(records[case] for case in sorted(records)) + "\n", encoding="utf-8")
 
 
 def main(argv):

@@ -1,12 +1,13 @@
 """What benchmarks/returns.py makes of its records: tables and a picture."""
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from against_report import draw_curves, finished, grouped
+from against_report import draw_curves
 from curves import interquartile_mean, with_interval
 from recipes import BEST, TABLE
-from runs import Record
+from runs import Record, finished, grouped
 
 Runs = list[Record]
 
@@ -32,11 +33,9 @@ def table(records: Runs) -> str:
         if runs := finished(whole):
             final, digits = _of(runs, "final"), _digits(runs)
             cells = [env, f"`flags/{recipe}.flags`", f"{steps:,}", _count(whole)]
-            cells += [
-                with_interval(final, statistic=interquartile_mean, digits=digits),
-                f"{np.mean(final):.{digits}f}",
-            ]
-            cells += [f"{min(final):.{digits}f}", f"{np.mean(_of(runs, 'area')):.{digits}f}", f"{expected:,}"]
+            cells.append(with_interval(final, statistic=interquartile_mean, digits=digits))
+            cells += [f"{x:.{digits}f}" for x in (np.mean(final), min(final), np.mean(_of(runs, "area")))]
+            cells.append(f"{expected:,}")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -54,35 +53,39 @@ def _ratio(*samples: np.ndarray, axis: int) -> np.ndarray:
 
 def settings_table(records: Runs) -> str:
     """Per task a line for each of the settings, relative to the recipe's on the same seeds; then means over tasks."""
-    lines, pairs = [], {}
+    lines, compared = [], defaultdict(list)
     for (env, recipe, steps), task in grouped(records, "env", "recipe", "steps").items():
-        lines += [
-            f"{env}, {recipe}.flags, {steps:,} steps",
-            "",
-            "| settings | runs | final return | its IQM | worst seed | area | area / the recipe's |",
-            "|---" * 7 + "|",
-        ]
-        groups = {tried: runs for (tried,), runs in grouped(task, "tried").items()}
-        plain = finished(groups.get("", []))
-        for tried in sorted(groups):
-            if not (runs := finished(groups[tried])):
-                continue
-            final, digits = _of(runs, "final"), _digits(runs)
-            cells = [f"`{tried}`" if tried else "", _count(groups[tried]), with_interval(final, digits=digits)]
-            cells += [f"{interquartile_mean(np.array(final)):.{digits}f}", f"{min(final):.{digits}f}"]
-            common = {*_of(plain, "seed")} & {*_of(runs, "seed")}
-            both = [[r["area"] for r in group if r["seed"] in common] for group in (runs, plain)]
-            cells += [f"{np.mean(_of(runs, 'area')):.{digits}f}"]
-            cells += [with_interval(*both, statistic=_ratio, digits=2) if tried and common else ""]
-            lines.append(f"| {' | '.join(cells)} |")
-            if tried and common:
-                pairs.setdefault(tried, []).extend(both)
+        lines += [f"{env}, {recipe}.flags, {steps:,} steps", ""]
+        lines += ["| settings | runs | final return | its IQM | worst seed | area | area / the recipe's |"]
+        lines += ["|---" * 7 + "|"]
+        groups = {tried: runs for (tried,), runs in grouped(task, "tried").items() if finished(runs)}
+        for tried, runs in sorted(groups.items()):
+            both = _areas_of_same_seeds(runs, groups.get("", [])) if tried else []
+            compared[tried] += both
+            lines.append(_settings_line(tried, runs, both))
         lines.append("")
     lines += ["| settings | tasks | mean of the ratios of areas |", "|---|---|---|"]
-    for tried, samples in sorted(pairs.items()):
-        ratio = with_interval(*samples, statistic=_ratio, digits=2)
-        lines.append(f"| `{tried}` | {len(samples) // 2} | {ratio} |")
+    for tried, samples in sorted(compared.items()):
+        if samples:
+            ratio = with_interval(*samples, statistic=_ratio, digits=2)
+            lines.append(f"| `{tried}` | {len(samples) // 2} | {ratio} |")
     return "\n".join(lines) + "\n"
+
+
+def _areas_of_same_seeds(runs: Runs, plain: Runs) -> list[list[float]]:
+    """Of settings, and of the recipe as it is; nothing where they have no seed in common."""
+    both = finished(runs), finished(plain)
+    common = set.intersection(*({*_of(group, "seed")} for group in both))
+    return [[r["area"] for r in group if r["seed"] in common] for group in both] if common else []
+
+
+def _settings_line(tried: str, whole: Runs, both: list[list[float]]) -> str:
+    runs = finished(whole)
+    final, digits = _of(runs, "final"), _digits(runs)
+    cells = [f"`{tried}`" if tried else "", _count(whole), with_interval(final, digits=digits)]
+    cells += [f"{x:.{digits}f}" for x in (interquartile_mean(np.array(final)), min(final), np.mean(_of(runs, "area")))]
+    cells.append(with_interval(*both, statistic=_ratio, digits=2) if both else "")
+    return f"| {' | '.join(cells)} |"
 
 
 def draw(records: Runs, path: Path) -> None:

@@ -16,7 +16,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,6 +65,32 @@ class Case(Protocol):
 def read_records(work_dir: Path) -> dict[str, Record]:
     """All records by name."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (work_dir / "records").glob("*.json")}
+
+
+def finished(records: Iterable[Record]) -> list[Record]:
+    """Those that did not fail."""
+    return [r for r in records if "failed" not in r]
+
+
+def grouped(records: Iterable[Record], *names: str) -> dict[tuple, list[Record]]:
+    """Records by the values of these names, each group by seed."""
+    groups = defaultdict(list)
+    for record in sorted(records, key=lambda r: r["seed"]):
+        groups[tuple(record[name] for name in names)].append(record)
+    return dict(groups)
+
+
+def as_lines(records: Iterable[Record]) -> str:
+    """A JSON list with a record per line, numbers with five digits."""
+    return "[\n" + ",\n".join(json.dumps(_rounded(record), allow_nan=False) for record in records) + "\n]"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [_rounded(x) for x in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def record_of(case: Case, run_dir: Path, seconds: float) -> Record:

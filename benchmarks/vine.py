@@ -18,9 +18,9 @@ from pathlib import Path
 
 from absl import app, flags
 from against import Case
-from against_report import as_json, draw_curves, finished, grouped
-from curves import interval
-from runs import ONE_CORE, SHARED, Record, read_records, run_all
+from against_report import as_json, draw_curves
+from curves import with_interval
+from runs import ONE_CORE, SHARED, Record, finished, grouped, read_records, run_all
 
 ROOT = Path(__file__).resolve().parents[1]
 ATARI = "ALE/SpaceInvaders-v5"
@@ -47,10 +47,7 @@ def table(records: list[Record]) -> list[str]:
     lines.append("|---" * 7 + "|")
     for (env, sampling), found in grouped(finished(records), "env", "algorithm").items():
         cells = [env, sampling, str(len(found))]
-        for name in ("final", "area"):
-            values = [r[name] for r in found]
-            low, high = interval(values)
-            cells.append(f"{sum(values) / len(values):.4g} ({low:.4g} to {high:.4g})")
+        cells += [with_interval([r[name] for r in found]) for name in ("final", "area")]
         cells += [f"{sum(r[name] for r in found) / len(found):,.0f}" for name in ("updates", "env_steps_per_second")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

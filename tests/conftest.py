@@ -46,8 +46,8 @@ SMALL = {name: value for name, value in TINY.items() if name != "env" and "eval"
 @pytest.fixture(autouse=True)
 def _collected_quickly():
     """Collections walk what the test made, and not TensorFlow's half a million objects."""
-    if multiprocessing.active_children():  # of environments in what the last test's error refers to: frozen, they stay
-        gc.collect()
+    if multiprocessing.active_children():
+        gc.collect()  # an expected error may hold environments in processes; frozen, they would never be freed
     gc.freeze()
 
 

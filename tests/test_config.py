@@ -111,6 +111,7 @@ def test_a_checkpoints_settings_are_taken_up_but_for_what_its_user_decides():
         ({"pipeline": True}, "with pipeline"),
         ({"radius": "adaptive"}, "radius=adaptive"),
         ({"network": "gru"}, "network=gru"),
+        ({"noise_color": 1}, "with noise_color, since branches draw white noise; leave one of them out"),
         ({"vine_states": 2049}, "vine_states=2049: must be <= 2048"),
         ({"vine_actions": 1}, "vine_actions=1"),
     ],

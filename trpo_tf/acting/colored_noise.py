@@ -6,9 +6,10 @@ import numpy as np
 def colored(white: np.ndarray, color: float) -> np.ndarray:
     """Noise of T time steps with a power spectrum of 1 / f^color.
 
-    A filter weighs the frequencies 1 / 2T, 2 / 2T, ..., 1/2 of twice as many time steps, whose end would follow upon
-    their beginning; half of them are given. The mean over time has the weight of the lowest frequency. Sums of normal
-    numbers are normal, and the weights leave their variance at 1.
+    A filter gives each of the frequencies 1 / 2T, 2 / 2T, ..., 1/2 its weight, and the mean over time that of the
+    lowest. The filtered sequence is periodic, so it is made twice as long as needed, and its second half is dropped:
+    else the last number would be a neighbour of the first. Sums of normal numbers are normal, and the weights are
+    scaled so that the variance stays 1.
 
     Reference: Timmer and König 1995, "On generating power law noise"; Hollenstein et al. 2024 (arXiv:2312.11091) for
     policy gradients.

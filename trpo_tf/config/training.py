@@ -79,6 +79,7 @@ class Config:
             "--pipeline, --behavior_lag and --reuse": self.off_policy.enabled,
             "--radius=adaptive": self.radius.radius == "adaptive",
             f"--network={self.policy.network}": self.policy.length > 1,
+            "--noise_color, since branches draw white noise": self.policy.noise_color,
         }
         for flag, given in others.items():
             if given:
