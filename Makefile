@@ -44,7 +44,7 @@ peers: .venv-peers/installed
 .venv-peers/installed:
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check \
-		'sb3-contrib>=2.7' 'tianshou>=2.0' envpool 'gymnasium[mujoco]' absl-py
+		'sb3-contrib>=2.7' 'tianshou>=2.0' envpool 'gymnasium[mujoco,box2d]' absl-py
 	touch $@
 
 # Renews requirements.lock with the newest releases that setup.py allows.

@@ -1,7 +1,7 @@
 """Measures the peers, in a process of its own: PyTorch and TensorFlow crash in one.
 
     python -m venv .venv-peers
-    .venv-peers/bin/pip install sb3-contrib tianshou envpool 'gymnasium[mujoco]' absl-py
+    .venv-peers/bin/pip install sb3-contrib tianshou envpool 'gymnasium[mujoco,box2d]' absl-py
 
 Prints JSON: environment steps per second (task throughput), milliseconds of each update, microseconds of each answer
 (predict), the environment steps after which a training return was reached, null if it was not (return), or the whole
@@ -47,15 +47,18 @@ if __name__ == "__main__":
     flags.DEFINE_integer("repeats", 7, "updates or answers to time")
 
 
-def ask(**settings) -> Any:
-    """Runs this file with the peers' interpreter.
+def ask(timeout: float | None = None, **settings) -> Any:
+    """Runs this file with the peers' interpreter, for at most so many seconds.
 
     Raises:
       subprocess.CalledProcessError: it failed; its messages went to stderr.
+      subprocess.TimeoutExpired: it was killed.
     """
     arguments = [f"--{name}={value}" for name, value in settings.items()]
     command = [PYTHON.value, str(Path(__file__).resolve()), *arguments]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=timeout).stdout.splitlines()[-1]
+    )
 
 
 _MUJOCO = {"rows": 2048, "epochs": 20, "cg_iterations": 25, "normalize": True}

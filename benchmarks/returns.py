@@ -2,6 +2,7 @@
 
     python benchmarks/returns.py --seeds=reporting --jobs=2      # the README's table; hours
     python benchmarks/returns.py --jobs=2 --count=3 --envs=Hopper-v5,Ant-v5 --tried="" --tried="--gae_lambda=0.9"
+    python benchmarks/returns.py --seeds=reporting --count=3 --jobs=2 --peer             # sb3-contrib; see peers.py
     python benchmarks/returns.py --seeds=reporting --envs=       # a report of the records that are there
 
 Seeds 100 to 109 are for choosing settings, seeds 10 to 19 for reporting what the chosen ones reach: nothing is chosen
@@ -27,10 +28,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import peers
 from absl import app, flags
-from recipes import TABLE
-from returns_report import draw, settings_table, table
-from runs import ONE_CORE, SHARED, Record, as_lines, read_records, run_all
+from curves import area, on_grid
+from recipes import FIRST, TABLE
+from returns_report import PEER, draw, settings_table, table
+from runs import ONE_CORE, SHARED, Record, as_lines, ours, read_records, run_all
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -38,7 +41,7 @@ SEEDS = {"choosing": range(100, 110), "reporting": range(10, 20)}
 
 
 class Case(NamedTuple):
-    """A run. tried: settings in place of the recipe's, as on a command line."""
+    """A run. recipe: PEER for sb3-contrib. tried: settings in place of the recipe's, as on a command line."""
 
     env: str
     recipe: str
@@ -80,6 +83,24 @@ def cases(
                     yield Case(env, recipe, seed, steps or usual, settings)
 
 
+def peer_cases(envs: Sequence[str], seeds: Iterable[int], steps: int) -> Iterator[Case]:
+    """The runs of sb3-contrib, with as many steps; it has no recipe for images."""
+    for seed in seeds:
+        for env, recipe in FIRST.items():
+            if env in envs and recipe != "atari":
+                yield Case(env, PEER, seed, steps or TABLE[env, recipe][0], "")
+
+
+def peer(case: Case, run_dir: Path, seconds: float | None) -> Record:
+    """Trains sb3-contrib with its recipe; as runs.ours."""
+    del run_dir
+    start = time.monotonic()
+    found = peers.ask(seconds, task="learn", env=case.env, seed=case.seed, steps=case.steps, **peers.zoo(case.env))
+    curve = found["steps"], found["returns"], case.steps
+    measured = {"seconds": time.monotonic() - start, "final": found["final"], "area": area(*curve)}
+    return case._asdict() | measured | {"curve": on_grid(*curve).tolist()}
+
+
 def load(path: Path) -> dict[Case, Record]:
     """The results that `save` wrote; none where there is no file."""
     records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -99,9 +120,13 @@ def main(argv):
     seeds, path, work_dir = SEEDS[given.seeds], RESULTS / f"{given.seeds}.json", Path(given.work_dir)
     (work_dir / "records").mkdir(parents=True, exist_ok=True)
     known = {*load(path), *map(case_of, read_records(work_dir).values())}
-    wanted = cases(given.envs, given.recipes, given.tried, seeds[: given.count], given.steps)
+    if given.peer:
+        wanted, train = peer_cases(given.envs, seeds[: given.count], given.steps), peer
+    else:
+        wanted, train = cases(given.envs, given.recipes, given.tried, seeds[: given.count], given.steps), ours
     missing = [case for case in wanted if case not in known]
-    left, failed = run_all(missing, work_dir, given.jobs, start + (given.budget_seconds or math.inf), math.inf)
+    limits = start + (given.budget_seconds or math.inf), math.inf
+    left, failed = run_all(missing, work_dir, given.jobs, *limits, train)
     found = {case_of(record): record for record in read_records(work_dir).values()}
     records = load(path) | {case: record for case, record in found.items() if case.seed in seeds}
     save(records, path)
@@ -120,6 +145,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("seeds", "choosing", list(SEEDS), "which seeds")
     flags.DEFINE_integer("count", 10, "how many of them, from the first one on", lower_bound=1)
     flags.DEFINE_list("envs", list(dict.fromkeys(env for env, _ in TABLE)), "environments to train on")
+    flags.DEFINE_bool("peer", False, "train sb3-contrib with its recipes of rl-zoo instead; see benchmarks/peers.py")
     flags.DEFINE_list("recipes", [], "recipes to train; empty: all of the environments")
     flags.DEFINE_multi_string("tried", [""], "settings in place of the recipe's; may be given several times")
     flags.DEFINE_integer("steps", 0, "environment steps of each run; 0: those of the recipe", lower_bound=0)

@@ -10,6 +10,7 @@ from recipes import BEST, TABLE
 from runs import Record, finished, grouped
 
 Runs = list[Record]
+PEER = "sb3-contrib"
 
 
 def _of(runs: Runs, what: str) -> list[float]:
@@ -24,8 +25,9 @@ def _digits(runs: Runs) -> int:
 def table(records: Runs) -> str:
     """A line per environment and recipe, in the order of recipes.py."""
     lines = [
-        "| environment | recipe | steps | runs | IQM of the final return | mean | worst seed | area | expected |",
-        "|---" * 9 + "|",
+        "| environment | recipe | steps | runs | IQM of the final return | mean | worst seed | area | expected "
+        f"| {PEER}, mean | worst seed |",
+        "|---" * 11 + "|",
     ]
     groups = grouped((r for r in records if not r["tried"]), "env", "recipe", "steps")
     for (env, recipe), (steps, expected) in TABLE.items():
@@ -36,6 +38,8 @@ def table(records: Runs) -> str:
             cells.append(with_interval(final, statistic=interquartile_mean, digits=digits))
             cells += [f"{x:.{digits}f}" for x in (np.mean(final), min(final), np.mean(_of(runs, "area")))]
             cells.append(f"{expected:,}")
+            theirs = _of(groups.get((env, PEER, steps), []), "final")
+            cells += [f"{f(theirs):.{digits}f}" for f in (np.mean, min)] if theirs else ["", ""]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -90,10 +94,13 @@ def _settings_line(tried: str, whole: Runs, both: list[list[float]]) -> str:
 
 def draw(records: Runs, path: Path) -> None:
     """Training returns of the best recipe of each environment, with intervals over runs."""
+    names = {recipe: "trpo_tf" for _, recipe in TABLE} | {PEER: PEER}
     runs = [
-        r | {"algorithm": "trpo_tf", "value": 0}
+        r | {"algorithm": names[r["recipe"]], "value": 0}
         for r in finished(records)
-        if not r["tried"] and BEST.get(r["env"]) == r["recipe"] and r["steps"] == TABLE[r["env"], r["recipe"]][0]
+        if not r["tried"]
+        and r["recipe"] in (PEER, BEST.get(r["env"]))
+        and r["steps"] == TABLE[r["env"], BEST[r["env"]]][0]
     ]
     if runs:
-        draw_curves(runs, list(BEST), ["trpo_tf"], path)
+        draw_curves(runs, list(BEST), ["trpo_tf", PEER], path)

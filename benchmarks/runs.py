@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,10 +120,21 @@ def record_of(case: Case, run_dir: Path, seconds: float) -> Record:
     }
 
 
-def run(case: Case, work_dir: Path, begin_until: float, end_until: float) -> Record | None:
+def ours(case: Case, run_dir: Path, seconds: float | None) -> Record:
+    """Trains with this package; arguments and errors as `trained`."""
+    start = time.monotonic()
+    trained(run_dir, case.env, case.recipe, case.seed, case.flags, seconds)
+    return record_of(case, run_dir, time.monotonic() - start)
+
+
+Train = Callable[[Case, Path, float | None], Record]
+
+
+def run(case: Case, work_dir: Path, begin_until: float, end_until: float, train: Train = ours) -> Record | None:
     """Trains one run and writes its record; None where there is no time left for it.
 
     Args:
+      train: makes the record, as `ours`.
       begin_until, end_until: of time.monotonic(), infinity for no limit. A run that has not ended by then is killed.
 
     Raises:
@@ -136,8 +147,7 @@ def run(case: Case, work_dir: Path, begin_until: float, end_until: float) -> Rec
         return None
     try:
         seconds = None if math.isinf(end_until) else end_until - start
-        trained(run_dir, case.env, case.recipe, case.seed, case.flags, seconds)
-        record = record_of(case, run_dir, time.monotonic() - start)
+        record = train(case, run_dir, seconds)
     except subprocess.TimeoutExpired:
         return None
     except subprocess.CalledProcessError as error:
@@ -157,7 +167,9 @@ def shares(cores: Sequence[int], jobs: int) -> list[set[int]]:
     return [{*cores[k::jobs]} or {cores[k % len(cores)]} for k in range(jobs)]
 
 
-def run_all(cases: Sequence[Case], work_dir: Path, jobs: int, begin_until: float, end_until: float) -> tuple[int, int]:
+def run_all(
+    cases: Sequence[Case], work_dir: Path, jobs: int, begin_until: float, end_until: float, train: Train = ours
+) -> tuple[int, int]:
     """Trains the runs, so many at a time. How many there was no time for, and how many failed without a record."""
     free: queue.SimpleQueue = queue.SimpleQueue()
     for share in shares(sorted(usable_cores()), jobs):
@@ -169,7 +181,7 @@ def run_all(cases: Sequence[Case], work_dir: Path, jobs: int, begin_until: float
 
     left = failed = 0
     with ThreadPoolExecutor(jobs, initializer=keep_to_share) as pool:
-        runs = {pool.submit(run, case, work_dir, begin_until, end_until): case for case in cases}
+        runs = {pool.submit(run, case, work_dir, begin_until, end_until, train): case for case in cases}
         try:
             for future in as_completed(runs):
                 if future.exception():

@@ -43,6 +43,29 @@ def test_what_is_run_seed_after_seed():
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.=") for name in names)
 
 
+def test_the_peer_has_one_recipe_per_environment_and_none_for_images():
+    found = [*returns.peer_cases([env for env, _ in returns.TABLE], [10, 11], 0)]
+    envs = {case.env for case in found}
+    assert len(envs) == len(found) / 2
+    assert "Pong-v5" not in envs
+    assert {case.steps for case in found if case.env in ("CartPole-v1", "Hopper-v5")} == {100_000, 1_000_000}
+    assert [*returns.peer_cases(["Pong-v5"], [10], 0)] == []
+
+
+def test_records_of_the_peer_are_put_beside_ours(monkeypatch, tmp_path):
+    asked = []
+    answer = {"steps": [500, 1000], "returns": [10.0, 30.0], "final": 40.0}
+    monkeypatch.setattr(returns.peers, "ask", lambda seconds, **settings: asked.append((seconds, settings)) or answer)
+    record = returns.peer(returns.Case("Hopper-v5", returns.PEER, 10, 1000, ""), tmp_path, 7.0)
+    expected = {"env": "Hopper-v5", "seed": 10, "steps": 1000, "normalize": True, "cg_iterations": 25}
+    assert [(seconds, {name: settings[name] for name in expected}) for seconds, settings in asked] == [(7.0, expected)]
+    assert (record["final"], record["area"]) == (40, 0.5 * 10 + 0.5 * 20)
+    assert len(record["curve"]) == curves.POINTS
+    records = [made_up(10, 3000.0, 50.0), record | {"steps": 1_000_000}, record | {"steps": 1_000_000, "final": 20.0}]
+    cells = [cell.strip() for cell in numbers.table(records).splitlines()[2].strip("|").split("|")]
+    assert cells[-2:] == ["30", "20"]
+
+
 @pytest.mark.parametrize(
     ("tried", "expected"),
     [
@@ -110,8 +133,8 @@ def test_what_has_a_record_is_not_run_again(tmp_path, monkeypatch):
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "one.json").write_text(json.dumps(made_up(101, 3.0, 4.0)))
     (tmp_path / "records" / "other.json").write_text(json.dumps(made_up(10, 5.0, 6.0)))
-    settings = {"envs": ["Hopper-v5"], "recipes": [], "tried": [""], "count": 4, "steps": 0, "budget_seconds": 0}
-    given = argparse.Namespace(seeds="choosing", work_dir=str(tmp_path), jobs=1, **settings)
+    settings = {"envs": ["Hopper-v5"], "recipes": [], "tried": [""], "count": 4, "steps": 0, "peer": False}
+    given = argparse.Namespace(seeds="choosing", work_dir=str(tmp_path), jobs=1, budget_seconds=0, **settings)
     monkeypatch.setattr(returns.flags, "FLAGS", given)
     assert returns.main([]) == 0
     assert asked == [102, 103]
