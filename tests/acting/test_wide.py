@@ -23,7 +23,7 @@ SETTINGS = SMALL | {
     "gamma": 0.9,
     "max_kl": 0.05,
 }
-NETWORKS = {"array": {}, "tensor": {"layer_norm": True}, "recurrent": {"network": "gru", "sequence_length": 4}}
+NETWORKS = {"array": {}, "tensor": {"activation": "gelu"}, "recurrent": {"network": "gru", "sequence_length": 4}}
 NUMBERS = np.array([[-7.0], [-5.0], [-3.0], [-1.0], [1.0], [3.0], [5.0], [7.0]])
 
 

@@ -65,7 +65,14 @@ FOREIGN = {
     "leaky_relu": lambda: [Dense(6, "leaky_relu")],
     "activation_is_a_layer": lambda: [Dense(6, keras.layers.ReLU(negative_slope=0.3))],
     "nested": lambda: [keras.Sequential([Dense(6, "tanh")])],
-    "normalisation": lambda: [Dense(6, "tanh"), keras.layers.LayerNormalization()],
+    "batch_normalisation": lambda: [Dense(6, "tanh"), keras.layers.BatchNormalization()],
+    "normalisation_without_offset": lambda: [Dense(6, "tanh"), keras.layers.LayerNormalization(center=False)],
+    "normalisation_without_scale": lambda: [Dense(6, "tanh"), keras.layers.LayerNormalization(scale=False)],
+    "normalisation_replaced": lambda: [Dense(3), built(keras.layers.LayerNormalization, replaced_call)],
+    "activation_replaced": lambda: [Dense(3), built(lambda: keras.layers.Activation("tanh"), replaced_call)],
+    "activation_called_tanh": lambda: [Dense(6), keras.layers.Activation(named("tanh"))],
+    "activation_first": lambda: [keras.layers.Activation("tanh"), Dense(6)],
+    "two_activations": lambda: [Dense(6, "relu"), keras.layers.Activation("tanh")],
     "lora": lambda: [built(lambda: Dense(6, "tanh"), lora)],
     "quantised": lambda: [built(lambda: Dense(6, "tanh"), lambda layer: layer.quantize("int8"))],
     "call_replaced": lambda: [built(lambda: Dense(6, "tanh"), replaced_call)],
@@ -102,6 +109,23 @@ def test_dense_layers_of_kerass_own_activations_act_in_numpy(activation):
     policy = make([keras.layers.Input((3,)), Dense(6, activation), Dense(5, activation, trainable=False)])
     actor = make_actor(policy)
     assert type(actor) is ArrayActor
+    assert_acts_as_the_policy(actor, policy)
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 0.3])
+def test_normalised_layers_act_in_numpy(epsilon):
+    norm = keras.layers.LayerNormalization(epsilon=epsilon)
+    policy = make([Dense(6), norm, keras.layers.Activation("tanh"), keras.layers.LayerNormalization()])
+    norm.gamma.assign([0.5, 1, 2, -1, 3, 1])
+    norm.beta.assign([0.5, 0, 2, -1, 0, 1])
+    actor = make_actor(policy)
+    assert type(actor) is ArrayActor
+    assert [(layer.activation, layer.epsilon) for layer in policy.acting_spec().layers] == [
+        ("linear", None),
+        ("tanh", epsilon),
+        ("linear", 1e-3),
+        ("linear", None),
+    ]
     assert_acts_as_the_policy(actor, policy)
 
 
@@ -142,7 +166,7 @@ def test_the_networks_of_the_settings_are_float32_under_another_dtype_policy_too
 @pytest.mark.parametrize(
     ("observation", "changes"),
     [
-        (OBSERVATION, {"layer_norm": True}),
+        (OBSERVATION, {"layer_norm": True, "activation": "gelu"}),
         (OBSERVATION, {"activation": "gelu"}),
         (OBSERVATION, {"network": "lstm"}),
         (OBSERVATION, {"action_distribution": "beta"}),

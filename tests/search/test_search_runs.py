@@ -169,7 +169,6 @@ def test_what_does_not_go_with_a_search_is_refused(settings, searching):
     ("observations", "settings"),
     [
         (gym.spaces.Box(0, 255, (20, 20, 3), np.uint8), {}),
-        (BOX, {"layer_norm": True}),
         (BOX, {"activation": "gelu"}),
         (BOX, {"action_distribution": "beta"}),
     ],

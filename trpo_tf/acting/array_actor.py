@@ -1,5 +1,6 @@
 """Acting in NumPy, where what surrounds a TensorFlow call costs more than a small network."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,9 @@ import numpy as np
 from trpo_tf.acting import standardize, threads
 from trpo_tf.acting.action_sampler import ActionSampler
 from trpo_tf.acting.encoders import MASK, Encoder
-from trpo_tf.acting.spec import ActingSpec
+from trpo_tf.acting.spec import ActingSpec, LayerSpec
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "linear": lambda x: x,
     "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0),
@@ -18,8 +19,19 @@ ACTIVATIONS = {
 }
 
 
+def apply(layer: LayerSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """A layer's outputs [..., K] of its inputs [..., D]."""
+    if layer.epsilon is None:
+        x = x @ kernel
+    else:
+        x = x - x.mean(-1, keepdims=True)
+        variance = np.einsum("...d,...d->...", x, x)[..., None] / x.shape[-1]
+        x = x * (kernel / np.sqrt(variance + np.float32(layer.epsilon)))
+    return ACTIVATIONS[layer.activation](x + bias)
+
+
 class ArrayActor:
-    """A policy of dense layers, to rounding as TensorFlow computes it.
+    """A policy of dense layers, perhaps normalised, to rounding as TensorFlow computes it.
 
     It acts with the weights of the last `set_weights`. The same face as TensorActor:
       specs           shape and dtype of every input by name
@@ -69,7 +81,7 @@ class ArrayActor:
         free = copies[self._spec.free] if self._spec.free else np.zeros(0, np.float32)
         count, mean, m2 = (np.asarray(weights[name], np.float64) for name in standardize.MOMENTS)
         self._check_shapes({name: x.shape for name, x in copies.items()} | {"mean": mean.shape, "m2": m2.shape})
-        self._layers = [(copies[k], copies[b], ACTIVATIONS[activation]) for k, b, activation in self._spec.layers]
+        self._layers = [(layer, copies[layer.kernel], copies[layer.bias]) for layer in self._spec.layers]
         constants = standardize.constants(count, mean, m2, self._enabled)
         self._free, self._constants = free, tuple(x.astype(self._encoder.dtype) for x in constants)
 
@@ -80,8 +92,10 @@ class ArrayActor:
         if free:
             needed[free] = sampler.free.shape
         for layer, following in zip(self._spec.layers, [*self._spec.layers[1:], None], strict=True):
-            units = int(np.prod(shapes[layer.bias])) if following else sampler.outputs
-            needed |= {layer.kernel: (width, units), layer.bias: (units,)}
+            dense = layer.epsilon is None
+            own = int(np.prod(shapes[layer.bias])) if dense else width
+            units = own if following else sampler.outputs
+            needed |= {layer.kernel: (width, units) if dense else (units,), layer.bias: (units,)}
             width = units
         for name, shape in needed.items():
             if shapes[name] != shape:
@@ -117,7 +131,7 @@ class ArrayActor:
             raise RuntimeError("the actor has no weights yet; set_weights comes first")
         features = self._encoder(obs)
         x = standardize.standardize(features["vector"], self._constants)
-        for kernel, bias, activation in self._layers:
-            x = activation(x @ kernel + bias)
+        for layer in self._layers:
+            x = apply(layer[0], x, *layer[1:])
         params = self.sampler.params(x, self._free)
         return self.sampler.masked(params, features[MASK]) if self._encoder.masks else params

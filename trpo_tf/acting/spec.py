@@ -9,11 +9,15 @@ from trpo_tf.config import PolicyConfig
 
 
 class LayerSpec(NamedTuple):
-    """One dense layer: activation(x @ kernel + bias)."""
+    """One layer: activation(x @ kernel + bias), or, with an epsilon, activation(standardised x * kernel + bias).
 
-    kernel: str  # name of a weight [D, K]
+    Standardised are the numbers of each row: (x - mean) / sqrt(variance + epsilon).
+    """
+
+    kernel: str  # name of a weight [D, K]; with an epsilon [D]
     bias: str  # name of a weight [K]
     activation: str  # a key of array_actor.ACTIVATIONS
+    epsilon: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

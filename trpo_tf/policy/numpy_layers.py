@@ -24,21 +24,32 @@ def describe(model: Network | UserModel) -> tuple[tuple[LayerSpec, ...], str] | 
     outer = [model, model.model] if isinstance(model, UserModel) else [model]
     if chain is None or not all(_is_float32(layer) for layer in (*outer, *chain)):
         return None
-    *dense, parameters = chain
+    *hidden, parameters = chain
     names = {id(variable): name for name, variable in model.named_variables().items()}
-    found = [_dense(layer, names) for layer in dense]
-    layers = [layer for layer in found if layer is not None]
-    if type(parameters) is not Parameters or len(layers) < len(found):
+    layers: list[LayerSpec] = []
+    for layer in hidden:
+        longer = _with(layer, names, layers)
+        if longer is None:
+            return None
+        layers = longer
+    if type(parameters) is not Parameters:
         return None
     return tuple(layers), names[id(parameters.free)] if parameters.has_free else ""
 
 
-def _dense(layer: keras.layers.Layer, names: dict[int, str]) -> LayerSpec | None:
-    """One layer with the names of its weights; None where it is none that NumPy computes."""
-    if type(layer) is not keras.layers.Dense or not layer.use_bias or layer.lora_enabled or "call" in vars(layer):
-        return None
-    kinds = [name for function, name in _ACTIVATIONS if layer.activation is function]
-    return LayerSpec(names[id(layer.kernel)], names[id(layer.bias)], kinds[0]) if kinds else None
+def _with(layer: keras.layers.Layer, names: dict[int, str], before: list[LayerSpec]) -> list[LayerSpec] | None:
+    """The layers before and one more, with the names of its weights; None where it is none that NumPy computes."""
+    kind = None if "call" in vars(layer) else type(layer)
+    if kind is keras.layers.LayerNormalization:
+        usual = layer.axis in (-1, [-1], [1]) and layer.center and layer.scale and not layer.rms_scaling
+        own = LayerSpec(names[id(layer.gamma)], names[id(layer.beta)], "linear", layer.epsilon) if usual else None
+        return [*before, own] if own else None
+    activation = next((name for function, name in _ACTIVATIONS if getattr(layer, "activation", None) is function), "")
+    if kind is keras.layers.Dense and layer.use_bias and not layer.lora_enabled and activation:
+        return [*before, LayerSpec(names[id(layer.kernel)], names[id(layer.bias)], activation)]
+    if kind is keras.layers.Activation and before and before[-1].activation == "linear" and activation:
+        return [*before[:-1], before[-1]._replace(activation=activation)]
+    return None
 
 
 def _is_float32(layer: keras.layers.Layer) -> bool:

@@ -38,7 +38,7 @@ class SearchLearner:
         if spec is None:
             raise UsageError(
                 f"--algorithm={config.algorithm.algorithm}: searches policies of dense layers that NumPy computes: no "
-                "images, no memory, no --layer_norm, neither gelu nor beta"
+                "images, no memory, neither gelu nor beta"
             )
         self._policy, self._variables = policy, policy.variables_by_name()
         layers = dict.fromkeys(name for layer in spec.layers for name in layer[:2])

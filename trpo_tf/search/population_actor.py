@@ -6,7 +6,7 @@ import numpy as np
 
 from trpo_tf.acting import standardize, threads
 from trpo_tf.acting.action_sampler import ActionSampler
-from trpo_tf.acting.array_actor import ACTIVATIONS
+from trpo_tf.acting.array_actor import apply
 from trpo_tf.acting.encoders import MASK, Encoder
 from trpo_tf.acting.spec import ActingSpec
 
@@ -34,7 +34,7 @@ class PopulationActor:
         self.candidates = 0
         self._free = np.zeros(0, np.float32)
         self._constants: tuple
-        self._population: list[np.ndarray] = []  # kernel [P, D, K], bias [P, 1, K] of each layer in turn
+        self._population: list[np.ndarray] = []  # kernel [P, D or 1, K], bias [P, 1, K] of each layer in turn
         self._own: list[np.ndarray] = []  # the same [B, ...] of the environments' candidates
 
     def set_weights(self, weights: dict[str, np.ndarray], num_envs: int) -> None:
@@ -44,8 +44,8 @@ class PopulationActor:
           weights: as Policy.get_weights gives, but kernels and biases are [P, ...], one for each candidate.
           num_envs: B.
         """
-        pairs = [(weights[layer.kernel], weights[layer.bias][:, None]) for layer in self._spec.layers]
-        self._population = [np.asarray(x, np.float32) for pair in pairs for x in pair]
+        arrays = [weights[name] for layer in self._spec.layers for name in layer[:2]]
+        self._population = [np.asarray(x if x.ndim == 3 else x[:, None], np.float32) for x in arrays]
         self.candidates = len(self._population[0])
         first = np.arange(num_envs) % self.candidates
         self._own = [x[first] for x in self._population]
@@ -68,8 +68,7 @@ class PopulationActor:
         """What the environments take, [B, ...], of what `encode` gave."""
         x = standardize.standardize(features["vector"], self._constants)[:, None]
         for k, layer in enumerate(self._spec.layers):
-            activation: Any = ACTIVATIONS[layer.activation]
-            x = activation(x @ self._own[2 * k] + self._own[2 * k + 1])
+            x = apply(layer, x, *self._own[2 * k : 2 * k + 2])
         params = self._sampler.params(x[:, 0], self._free)
         if self._encoder.masks:
             params = self._sampler.masked(params, features[MASK])
