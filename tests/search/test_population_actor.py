@@ -19,10 +19,10 @@ def population(policy, count=P):
     return each, weights | {name: np.stack([one[name] for one in each]) for name in names}
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("changes", [{}, {"activation": "relu"}, {"layer_norm": True}], ids=["tanh", "relu", "norm"])
 @pytest.mark.parametrize("case", [case for case in SPACES if case != "beta"])
-def test_every_column_acts_as_its_candidate(case, activation):
-    policy = make(case, activation=activation)
+def test_every_column_acts_as_its_candidate(case, changes):
+    policy = make(case, **changes)
     obs = observations(case)
     if policy.normalizer.enabled.any():
         policy.normalizer.commit(policy.encoder.vector(obs), tf.ones(40))

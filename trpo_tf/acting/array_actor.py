@@ -22,12 +22,12 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def apply(layer: LayerSpec, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """A layer's outputs [..., K] of its inputs [..., D]."""
     if layer.epsilon is None:
-        x = x @ kernel
-    else:
-        x = x - x.mean(-1, keepdims=True)
-        variance = np.einsum("...d,...d->...", x, x)[..., None] / x.shape[-1]
-        x = x * (kernel / np.sqrt(variance + np.float32(layer.epsilon)))
-    return ACTIVATIONS[layer.activation](x + bias)
+        return ACTIVATIONS[layer.activation](x @ kernel + bias)
+    share = np.float32(1 / x.shape[-1])
+    x = x - np.add.reduce(x, -1, keepdims=True) * share  # what mean and var take is mostly their own time
+    x *= kernel / np.sqrt(np.vecdot(x, x)[..., None] * share + np.float32(layer.epsilon))
+    x += bias
+    return ACTIVATIONS[layer.activation](x)
 
 
 class ArrayActor:
