@@ -40,7 +40,7 @@ KINDS = {
     "pipeline": [*HOPPER, "--pipeline", "--reuse=2", "--reuse_weights=optimal"],
     "beta": ["--env=HalfCheetah-v5", "--action_distribution=beta", "--fisher_product=reverse"],
     "lstm": [
-        "--env=CartPole-v1", "--network=lstm", "--share_torso", "--layer_norm", "--env_backend=gymnasium",
+        "--env=CartPole-v1", "--network=lstm", "--share_torso", "--layer_norm=both", "--env_backend=gymnasium",
         "--num_envs=4", "--steps_per_update=512",
     ],
 }  # fmt: skip

@@ -33,7 +33,7 @@ CASES = {
     "times": ("times", "box", {}),
     "categorical": ("box", "discrete", {}),
     "discrete": ("discrete", "discrete", {}),
-    "hybrid": ("tuple", "dict", {"layer_norm": True}),
+    "hybrid": ("tuple", "dict", {"layer_norm": "both"}),
     "memory": ("multi_discrete", "multi_discrete", {"network": "lstm"}),
     "memory_shared": ("box", "multi_binary", {"network": "gru", "share_torso": True}),
     "pixels": ("dict", "tuple", {"share_torso": True}),

@@ -79,7 +79,7 @@ def test_it_acts_as_the_policy_does(case, activation, changes):
 
 
 def test_a_normalised_network_acts_in_numpy():
-    assert type(compare(make(layer_norm=True), observations("box"))) is ArrayActor
+    assert type(compare(make(layer_norm="both"), observations("box"))) is ArrayActor
 
 
 @pytest.mark.parametrize("activation", ["tanh", "gelu"])

@@ -122,7 +122,7 @@ def test_rows_of_weight_zero_do_not_count(case, small_network):
 
 
 NETWORKS = {
-    "layer_norm": ("box", {"layer_norm": True, "hidden_sizes": (4, 3)}),
+    "layer_norm": ("box", {"layer_norm": "both", "hidden_sizes": (4, 3)}),
     "gru": ("box", {"network": "gru", "hidden_sizes": (3, 3)}),
     "lstm": ("box", {"network": "lstm", "hidden_sizes": (3,)}),
     "convolutions": ("image_last", {"hidden_sizes": (3,)}),

@@ -142,7 +142,7 @@ def test_what_is_restored_while_values_are_fitted_stays(make_session, arrays):
     [
         {"network": "gru", "sequence_length": 16},
         {"network": "lstm", "sequence_length": 4, "share_torso": True},
-        {"action_distribution": "beta", "layer_norm": True, "env": "Pendulum-v1"},
+        {"action_distribution": "beta", "layer_norm": "both", "env": "Pendulum-v1"},
     ],
 )
 def test_other_networks_and_distributions_are_compiled_too(make_session, stepped, settings):

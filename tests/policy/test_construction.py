@@ -181,7 +181,7 @@ import gymnasium as gym, keras, numpy as np
 from trpo_tf.config import PolicyConfig
 assert keras.config.floatx() == "float64" and keras.config.backend() == "tensorflow", keras.config.floatx()
 space = gym.spaces.Dict({"image": gym.spaces.Box(0, 255, (16, 20, 3), np.uint8), "x": gym.spaces.Box(-1, 1, (2,))})
-for settings in ({"image_encoder": "trpo", "layer_norm": True}, {"network": "gru", "image_encoder": "flat"}):
+for settings in ({"image_encoder": "trpo", "layer_norm": "both"}, {"network": "gru", "image_encoder": "flat"}):
     policy = Policy(space, gym.spaces.Discrete(2), PolicyConfig(hidden_sizes=(4,), **settings), 0)
     odd = [v.path for v in policy.network.model.weights if v.dtype != "float32"]
     assert not odd, odd

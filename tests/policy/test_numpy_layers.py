@@ -166,7 +166,7 @@ def test_the_networks_of_the_settings_are_float32_under_another_dtype_policy_too
 @pytest.mark.parametrize(
     ("observation", "changes"),
     [
-        (OBSERVATION, {"layer_norm": True, "activation": "gelu"}),
+        (OBSERVATION, {"layer_norm": "both", "activation": "gelu"}),
         (OBSERVATION, {"activation": "gelu"}),
         (OBSERVATION, {"network": "lstm"}),
         (OBSERVATION, {"action_distribution": "beta"}),

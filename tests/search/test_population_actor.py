@@ -19,7 +19,7 @@ def population(policy, count=P):
     return each, weights | {name: np.stack([one[name] for one in each]) for name in names}
 
 
-@pytest.mark.parametrize("changes", [{}, {"activation": "relu"}, {"layer_norm": True}], ids=["tanh", "relu", "norm"])
+@pytest.mark.parametrize("changes", [{}, {"activation": "relu"}, {"layer_norm": "both"}], ids=["tanh", "relu", "norm"])
 @pytest.mark.parametrize("case", [case for case in SPACES if case != "beta"])
 def test_every_column_acts_as_its_candidate(case, changes):
     policy = make(case, **changes)

@@ -140,7 +140,13 @@ class PolicyConfig(Record):
         choices=("trpo", "nature", "flat"),
         structural=True,
     )
-    layer_norm: bool = setting(False, "normalise each hidden layer before its activation", structural=True)
+    layer_norm: str = setting(
+        "value",
+        "whose hidden layers are normalised before their activation: value, the value network's; both; or none "
+        "(measured)",
+        choices=("value", "both", "none"),
+        structural=True,
+    )
     share_torso: bool = setting(
         False,
         "the value is read off the policy's last hidden layer, which only the policy step changes",

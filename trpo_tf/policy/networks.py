@@ -47,7 +47,7 @@ class Network(keras.Model):
                 self.core = RecurrentCore(config.network, units, seed + index, f"{name}_memory")
                 continue
             init, label = orthogonal(np.sqrt(2.0), seed + index), f"{name}_dense_{index}"
-            if config.layer_norm:
+            if config.layer_norm in ("both", name):
                 self.body.append(keras.layers.Dense(units, kernel_initializer=init, name=label))
                 self.body.append(keras.layers.LayerNormalization(name=f"{name}_norm_{index}"))
                 self.body.append(keras.layers.Activation(config.activation, name=f"{name}_activation_{index}"))
