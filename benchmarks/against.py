@@ -43,7 +43,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import app, flags
 from against_report import best, report, scores
-from recipes import FIRST
+from recipes import AS_COMPARED, FIRST
 from runs import ONE_CORE, SHARED, Record, read_records, run_all
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +106,7 @@ class Case(NamedTuple):
         """Beside those of the recipe."""
         algorithm = ALGORITHMS[self.algorithm]
         own = (f"--{setting}={self.value:g}" for setting in algorithm.settings)
-        return (*SHARED, f"--total_steps={self.steps}", *algorithm.flags, *own)
+        return (*SHARED, *AS_COMPARED[self.recipe], f"--total_steps={self.steps}", *algorithm.flags, *own)
 
 
 class Plan(NamedTuple):

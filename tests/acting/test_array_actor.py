@@ -120,7 +120,8 @@ def test_both_actors_have_one_face(case):
 def by_hand():
     """Two inputs, one action: mean = 2 tanh(x0 - 3 x1 + 0.5) + 1, of inputs that no moment changes."""
     layers = LayerSpec("k0", "b0", "tanh"), LayerSpec("k1", "b1", "linear")
-    spec = ActingSpec(gym.spaces.Box(-9, 9, (2,)), gym.spaces.Box(-1, 1, (1,)), PolicyConfig(), layers, "free")
+    config = PolicyConfig(action_distribution="gaussian")
+    spec = ActingSpec(gym.spaces.Box(-9, 9, (2,)), gym.spaces.Box(-1, 1, (1,)), config, layers, "free")
     weights = {"k0": [[1], [-3]], "b0": [0.5], "k1": [[2]], "b1": [1], "free": [np.log(0.25)]}
     moments = {"normalizer/count": 0.0, "normalizer/mean": np.zeros(2), "normalizer/m2": np.zeros(2)}
     return spec, {name: np.array(x) for name, x in (weights | moments).items()}

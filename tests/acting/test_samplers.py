@@ -18,11 +18,29 @@ def f32(*rows):
 
 
 def test_a_gaussian_is_mean_plus_std_times_noise():
-    sampler = make(gym.spaces.Box(-1, 1, (2,)))
+    sampler = make(gym.spaces.Box(-1, 1, (2,)), action_distribution="gaussian")
     params = f32([0.5, -3.0, np.log(2), np.log(0.5)])
     np.testing.assert_allclose(sampler.draw(params, f32([1.0, -1.0])), [[2.5, -3.5]], rtol=1e-6)
     np.testing.assert_array_equal(sampler.mode(params), [[0.5, -3.0]])
     np.testing.assert_array_equal(sampler.to_env(f32([0.5, -3.0])), [[0.5, -1.0]])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        ([-3, -1], [3, 1], [3 * np.tanh(0.5), -np.tanh(2.0)]),
+        ([-1, -np.inf], [1, 1], [0.5, -2.0]),
+        ([-1, -1], [1, 1e300], [0.5, -1.0]),
+    ],
+    ids=["bounded", "below", "beyond float32"],
+)
+def test_actions_are_squashed_by_default_where_each_is_bounded(low, high, expected):
+    space = gym.spaces.Box(*(np.array(bound, np.float64) for bound in (low, high)), dtype=np.float64)
+    np.testing.assert_allclose(make(space).to_env(f32([0.5, -2.0])), [expected], rtol=1e-6)
+    both = make(gym.spaces.Tuple((space, gym.spaces.Box(-np.inf, np.inf, (1,)))))
+    first, second = both.to_env(f32([0.5, -2.0, 7.0]))
+    np.testing.assert_allclose(first, [expected], rtol=1e-6)
+    np.testing.assert_array_equal(second, [[7]])
 
 
 def test_free_parameters_stand_behind_the_outputs_of_their_part():
@@ -55,7 +73,7 @@ def test_a_bit_is_one_where_logit_and_noise_are_positive():
 
 
 def test_parts_are_taken_apart_and_put_together_in_the_structure_of_the_space():
-    sampler = make(HYBRID)
+    sampler = make(HYBRID, action_distribution="gaussian")
     params = f32([0.25, 9.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 2.0, 1.0, 0.0])
     raw_action = sampler.mode(params)
     np.testing.assert_array_equal(raw_action, [[0.25, 9.0, 1, 1, 0]])

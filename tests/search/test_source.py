@@ -43,7 +43,11 @@ class Endless(Lengths):
 
 
 SPEC = ActingSpec(
-    Lengths.observation_space, Lengths.action_space, PolicyConfig(), (LayerSpec("kernel", "bias", "linear"),), "log_std"
+    Lengths.observation_space,
+    Lengths.action_space,
+    PolicyConfig(action_distribution="gaussian"),
+    (LayerSpec("kernel", "bias", "linear"),),
+    "log_std",
 )
 
 

@@ -9,6 +9,14 @@ from trpo_tf.errors import UsageError
 _SERVED = [np.dtype(name) for name in ("int8", "uint8", "int16", "int32", "int64")]
 
 
+def is_bounded(space: gym.spaces.Box) -> bool:
+    """Whether each of its numbers has bounds that float32 can hold."""
+    with np.errstate(over="ignore"):
+        return bool(
+            np.isfinite(space.low.astype(np.float32)).all() and np.isfinite(space.high.astype(np.float32)).all()
+        )
+
+
 class Bounds:
     """From raw actions [N, A] to a Box: squashed, then mapped to its bounds where it has some, then clipped to them.
 
@@ -33,7 +41,7 @@ class Bounds:
         self.low, self.high = _inside(low, self._own[0], np.inf), _inside(high, self._own[1], -np.inf)
         self._served = self._dtype if self._dtype in _SERVED else np.dtype(np.int64)
         bounded = np.isfinite(low) & np.isfinite(high)
-        if squash != "none" and not bounded.all():
+        if squash != "none" and not is_bounded(space):
             raise UsageError(f"action space {space} is unbounded; --action_distribution=gaussian can act there")
         low, high = np.where(bounded & rescale, low, -1), np.where(bounded & rescale, high, 1)
         self._scale, self._shift = high / 2 - low / 2, high / 2 + low / 2  # the identity where not rescaled

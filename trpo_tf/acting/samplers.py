@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from trpo_tf.acting.arrays import cast, join, largest, take
-from trpo_tf.acting.bounds import Bounds
+from trpo_tf.acting.bounds import Bounds, is_bounded
 from trpo_tf.config import PolicyConfig
 from trpo_tf.errors import UsageError
 
@@ -167,6 +167,8 @@ def make_sampler(part: gym.Space, whole: gym.Space, config: PolicyConfig):
         raise UsageError(f"action space {whole} is not supported: {part} holds nothing to be chosen")
     if isinstance(part, gym.spaces.Box) and part.dtype.kind in "fiu":
         kind = config.action_distribution
+        if kind == "auto":
+            kind = "squashed_gaussian" if is_bounded(part) else "gaussian"
         squash = {"squashed_gaussian": "tanh", "beta": "unit"}.get(kind, "none")
         bounds = Bounds(part, squash, config.rescale_action or squash != "none")
         if kind == "beta":

@@ -153,10 +153,11 @@ class PolicyConfig(Record):
         structural=True,
     )
     action_distribution: str = setting(
-        "gaussian",
+        "auto",
         "of Box actions: gaussian has one std for all observations, gaussian_with_state_std one by the network; "
-        "squashed_gaussian is tanh of a Gaussian",
-        choices=("gaussian", "gaussian_with_state_std", "squashed_gaussian", "beta"),
+        "squashed_gaussian is tanh of a Gaussian, mapped to the bounds; auto: squashed_gaussian where each action is "
+        "bounded, else gaussian (measured)",
+        choices=("auto", "gaussian", "gaussian_with_state_std", "squashed_gaussian", "beta"),
         structural=True,
     )
     noise_color: float = setting(
@@ -178,7 +179,10 @@ class PolicyConfig(Record):
         True, "standardise observations by running moments, clipped at 10 (E20)", structural=True
     )
     rescale_action: bool = setting(
-        False, "map [-1, 1] to a bounded Box instead of clipping to its bounds", structural=True
+        False,
+        "gaussian, gaussian_with_state_std: map [-1, 1] to a bounded Box instead of clipping to its bounds; the others "
+        "always do",
+        structural=True,
     )
 
     def __post_init__(self) -> None:
