@@ -298,16 +298,16 @@ def test_a_radius_that_is_not_finite_is_not_kept(make_session, monkeypatch, name
 
 @pytest.mark.slow
 def test_learning_goes_on_after_a_burst_of_huge_rewards(make_session, arrays):
-    """Rewards of 1e38 in updates 2 and 3 of 8: afterwards values are fitted as well as in a run without them."""
+    """Rewards of 1e38 in updates 2 and 3 of 16: afterwards values are fitted as well as in a run without them."""
 
     def last(env):
         session = make_session(env=env, env_backend="gymnasium", steps_per_update=512, checkpoint_every=50)
-        rows = [dict(session.step()) for _ in range(8)]
+        rows = [dict(session.step()) for _ in range(16)]
         assert all(np.isfinite(x).all() for x in arrays(session).values() if x.dtype.kind == "f")
         return rows
 
     usual, burst = last("PositionCartPole-v0"), last("Burst-v0")
-    assert [row["rewards/committed"] for row in burst] == [1, 0, 0, 1, 1, 1, 1, 1]
-    assert [row["value/committed"] for row in burst] == [1] * 8
+    assert [row["rewards/committed"] for row in burst] == [1, 0, 0] + [1] * 13
+    assert [row["value/committed"] for row in burst] == [1] * 16
     assert all(row["policy/kl"] > 0 for row in burst[3:])
     assert burst[-1]["value/loss"] < 10 * usual[-1]["value/loss"]
