@@ -26,7 +26,8 @@
 4. report: results/against.json, results/against.md, docs/against.png, docs/against_step_size.png, of all records whose
    steps are those of the flags, whatever --only and --envs say. What is missing is named.
 
-All runs of an environment share its first recipe in recipes.py, of which max_kl and max_step are used by TRPO alone.
+All runs of an environment share its first recipe in recipes.py, of which max_kl and max_step are used by TRPO alone,
+with a Gaussian and without normalised layers, which were the defaults when the results were made (AS_COMPARED there).
 They are evaluated at the end only, 20 deterministic episodes. CartPole-v1 has a quarter of the steps. A run is a
 process with one thread for environments and one for TensorFlow's operations; with --jobs > 1 it keeps to its share of
 the cores. It uses no GPU, and no XLA, which on so short runs takes longer to compile than it saves. See runs.py.

@@ -38,7 +38,7 @@ def table(records: Runs) -> str:
             cells.append(with_interval(final, statistic=interquartile_mean, digits=digits))
             cells += [f"{x:.{digits}f}" for x in (np.mean(final), min(final), np.mean(_of(runs, "area")))]
             cells.append(f"{expected:,}")
-            theirs = _of(groups.get((env, PEER, steps), []), "final")
+            theirs = _of(finished(groups.get((env, PEER, steps), [])), "final")
             cells += [f"{f(theirs):.{digits}f}" for f in (np.mean, min)] if theirs else ["", ""]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

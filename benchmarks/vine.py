@@ -4,9 +4,9 @@
     python benchmarks/vine.py --envs=Hopper-v5 --seeds=400,401
     python benchmarks/vine.py --envs=                           # a report of the records that are there
 
-Both have the recipe of mujoco.flags on gymnasium's environments, and Atari is learned from its RAM without sticky
-actions. A vine has half of the trunk, and the default branches: an update has about 3000 environment steps where single
-path has 2048. Runs and records are those of runs.py.
+Both have the recipe of mujoco.flags, with a Gaussian and without normalised layers, on gymnasium's environments, and
+Atari is learned from its RAM without sticky actions. A vine has half of the trunk, and the default branches: an update
+has about 3000 environment steps where single path has 2048. Runs and records are those of runs.py.
 
 Results go to results/vine.json and results/vine.md, the picture to docs/vine.png.
 """

@@ -167,6 +167,18 @@ def test_frozen_layers_stay_and_the_others_are_trained():
     np.testing.assert_allclose(policy.params(theta, features), policy.step({"observation": tf.zeros([2, 3])})[0])
 
 
+@pytest.mark.parametrize(
+    ("settings", "policy_has", "value_has"),
+    [({}, 0, 2), ({"layer_norm": "value"}, 0, 2), ({"layer_norm": "both"}, 2, 2), ({"layer_norm": "none"}, 0, 0)],
+)
+def test_whose_layers_are_normalised(settings, policy_has, value_has):
+    space = gym.spaces.Box(-1, 1, (3,))
+    policy = Policy(space, space, PolicyConfig(hidden_sizes=(4, 5), **settings), 0)
+    for network, expected in ((policy.network, policy_has), (policy.value_network, value_has)):
+        kinds = [type(layer) for layer in network.model.body]
+        assert kinds.count(keras.layers.LayerNormalization) == expected
+
+
 @pytest.mark.slow
 def test_global_settings_of_keras_do_not_reach_the_networks():
     """keras.json with float64, channels_first and another backend: everything is float32, and acts as without it."""
