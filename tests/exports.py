@@ -67,7 +67,7 @@ def build(name, action, changes, directory, rows) -> Exported:
     given |= {name: rng.uniform(-1, 1, (rows, size)).astype(np.float32) for name, size in policy.states.items()}
     obs = {name: x.astype(policy.specs[name][1]) for name, x in given.items()}
     if policy.normalizer.enabled.any():
-        policy.normalizer.commit(policy.encoder.vector(obs), tf.ones(rows))
+        policy.normalizer.commit(policy.encoder(obs), tf.ones(rows))
     for variable in policy.network.model.trainable_variables:
         # Less for a unit of many inputs: a sum of thousands of large terms depends on their order by more than 1e-5.
         scale = min(0.3, 1 / np.sqrt(np.prod(variable.shape[:-1])))

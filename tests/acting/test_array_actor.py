@@ -49,7 +49,7 @@ def observations(case, count=40):
 
 def compare(policy, obs):
     if policy.normalizer.enabled.any():
-        policy.normalizer.commit(policy.encoder.vector(obs), tf.ones(40))
+        policy.normalizer.commit(policy.encoder(obs), tf.ones(40))
     noise = policy.distribution.noise([40], [1, 2])
     actor = make_actor(policy)
     for ours, theirs in zip(actor(obs, noise.numpy()), policy.act(obs, noise), strict=True):
@@ -85,10 +85,10 @@ def test_a_normalised_network_acts_in_numpy():
 @pytest.mark.parametrize("activation", ["tanh", "gelu"])
 def test_nan_is_the_mean_and_infinity_the_bound(activation):
     policy = make(activation=activation)
-    policy.normalizer.commit(tf.random.stateless_normal([99, 6], [0, 0], 5.0), tf.ones(99))
+    policy.normalizer.commit({"vector": tf.random.stateless_normal([99, 6], [0, 0], 5.0)}, tf.ones(99))
     obs = np.zeros((2, 2, 3), np.float32)
     obs[0, 0, 0], obs[1, 0, 1] = np.nan, np.inf
-    mean, scale, bound = (x.numpy() for x in policy.normalizer.constants())
+    mean, scale, bound = (x.numpy() for x in policy.normalizer.constants()["vector"])
     clean = obs.copy()
     clean[0, 0, 0], clean[1, 0, 1] = mean[0], mean[1] + bound[1] / scale[1]
     actor = make_actor(policy)
@@ -221,7 +221,7 @@ print(sorted({name.split(".")[1] for name in loaded}))
 @pytest.mark.parametrize("case", ["hybrid", "masked"])
 def test_a_worker_without_tensorflow_acts_to_the_bit(case, tmp_path):
     policy, obs = make(case), observations(case)
-    policy.normalizer.commit(policy.encoder.vector(obs), tf.ones(40))
+    policy.normalizer.commit(policy.encoder(obs), tf.ones(40))
     noise = policy.distribution.noise([40], [1, 2]).numpy()
     (tmp_path / "in").write_bytes(pickle.dumps((policy.acting_spec(), policy.get_weights(), obs, noise)))
     done = subprocess.run(

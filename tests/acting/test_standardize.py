@@ -20,7 +20,7 @@ def test_constants_equal_tensorflows_to_the_bit(size, traced):
         moments.m2.assign(count * 10 ** rng.uniform(-12, 12, size))
         make = tf.function(normalizer.constants, autograph=False) if traced else normalizer.constants
         given = (x.numpy() for x in (moments.count, moments.mean, moments.m2))
-        for ours, theirs in zip(standardize.constants(*given, normalizer.enabled), make(), strict=True):
+        for ours, theirs in zip(standardize.constants(*given, normalizer.enabled), make()["vector"], strict=True):
             assert ours.dtype == np.float64
             assert ours.tobytes() == theirs.numpy().tobytes()
 
@@ -50,11 +50,12 @@ def test_precision_is_dropped_after_the_mean_is_taken_off(traced):
     """1.7e9 + x with x of deviation 2, in float64; float32 has only every 128th number there."""
     normalizer = Normalizer([True])
     seen = 1.7e9 + np.array([[-2.0], [2.0]])
-    normalizer.commit(tf.constant(seen), tf.ones(2))
+    normalizer.commit({"vector": tf.constant(seen)}, tf.ones(2))
     given, expected = 1.7e9 + np.array([[-3.0], [0.0], [0.5], [1e9], [np.nan]]), [[-1.5], [0], [0.25], [10], [0]]
     moments = (x.numpy() for x in (normalizer.moments.count, normalizer.moments.mean, normalizer.moments.m2))
     arrays = standardize.standardize(given, standardize.constants(*moments, normalizer.enabled))
-    tensors = (tf.function(normalizer, autograph=False) if traced else normalizer)(tf.constant(given))
+    call = tf.function(normalizer, autograph=False) if traced else normalizer
+    tensors = call({"vector": tf.constant(given)})["vector"]
     assert arrays.dtype == tensors.dtype.as_numpy_dtype == np.float32
     np.testing.assert_allclose(arrays, expected, rtol=1e-6)
     assert arrays.tobytes() == tensors.numpy().tobytes()

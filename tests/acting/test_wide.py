@@ -89,7 +89,7 @@ def test_only_the_leaf_that_needs_it_is_float64(normalize, time):
     config = PolicyConfig(hidden_sizes=(4,), normalize_obs=normalize)
     policy, rng = Policy(gym.spaces.Dict(space), gym.spaces.Discrete(2), config, 0), np.random.default_rng(0)
     obs = {"time": 1.7e9 + rng.random((64, 1)), "x": rng.normal(size=(64, 2)), "n": rng.integers(0, 9, 64)}
-    policy.normalizer.commit(policy.encoder.vector({k: x.astype(np.float64) for k, x in obs.items()}), tf.ones(64))
+    policy.normalizer.commit(policy.encoder({k: x.astype(np.float64) for k, x in obs.items()}), tf.ones(64))
     inputs = Signatures(policy, ServedVariables(policy), 1.0).concrete()["sample"].structured_input_signature[1]
     expected = {"n": "float32", "seed": "int32", "time": time, "x": "float32"}
     assert {name: spec.dtype.name for name, spec in inputs.items()} == expected

@@ -107,7 +107,7 @@ def test_images_tell_whether_features_hold_any():
     ):
         policy = Policy(space, ACTION, PolicyConfig(hidden_sizes=(4,), **config), 0)
         assert policy.has_images is expected
-        assert any(x.dtype == tf.uint8 for x in policy.preprocess(zeros(policy)).values()) == expected
+        assert any(len(x.shape) > 2 for x in policy.preprocess(zeros(policy)).values()) == expected
 
 
 def zeros(policy):

@@ -82,17 +82,33 @@ def test_only_numbers_are_normalised_each_by_its_own_moments():
     )
     policy = make(space)
     obs = {"a": np.array([0, 1]), "b": np.array([[2.0], [6.0]], np.float32), "c": np.array([[1], [1]], np.int8)}
-    policy.normalizer.commit(policy.encoder.vector(obs), tf.ones(2))
+    policy.normalizer.commit(policy.encoder(obs), tf.ones(2))
     np.testing.assert_allclose(policy.preprocess(obs)["vector"], [[1, 0, -1, 1], [0, 1, 1, 1]], atol=1e-6)
 
 
-def test_images_stay_bytes_and_flat_ones_are_numbers():
+def test_images_are_standardised_or_stay_bytes_and_flat_ones_are_numbers():
     space = OBSERVATIONS["image_first"]
     obs = sampled(space)
-    features = make(space).preprocess(obs)
-    assert list(features) == ["observation"]
-    assert features["observation"].dtype == tf.uint8
+    for normalize, dtype in ((True, tf.float32), (False, tf.uint8)):
+        features = make(space, normalize_obs=normalize).preprocess(obs)
+        assert list(features) == ["observation"]
+        assert features["observation"].dtype == dtype
     assert make(space, image_encoder="flat").preprocess(obs)["vector"].shape == (6, 4 * 20 * 24)
+
+
+def test_before_the_first_moments_a_standardised_image_is_a_fraction_of_255():
+    space = OBSERVATIONS["image_first"]
+    obs, noise = sampled(space), np.zeros((6, 2), np.float32)
+    policies = [make(space, normalize_obs=normalize) for normalize in (True, False)]
+    np.testing.assert_allclose(*(policy.act(obs, noise)[0] for policy in policies), rtol=1e-3, atol=1e-6)
+
+
+def test_models_of_the_users_take_images_as_bytes():
+    space = OBSERVATIONS["image_first"]
+    image = keras.Input(space.shape, dtype="uint8", name="observation")
+    model = keras.Model({"observation": image}, keras.layers.Dense(1)(keras.layers.Flatten()(image)))
+    policy = Policy(space, BOX, PolicyConfig(hidden_sizes=(4,)), 0, value_network=model)
+    assert policy.preprocess(sampled(space))["observation"].dtype == tf.uint8
 
 
 @pytest.mark.parametrize(

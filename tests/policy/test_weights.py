@@ -29,8 +29,15 @@ KINDS = {
 def make(kind="mlp", seed=0, networks=()):
     observation, changes = KINDS[kind]
     policy = Policy(observation, ACTION, PolicyConfig(hidden_sizes=(5, 4), **changes), seed, *networks)
-    policy.normalizer.commit(tf.random.stateless_normal([50, 3], [seed, 1], seed + 1.0, 2.0), tf.ones(50))
+    policy.normalizer.commit(features(policy, seed, seed + 1.0, 2.0), tf.ones(50))
     return policy
+
+
+def features(policy, seed, mean, deviation=1.0):
+    """Raw features of 50 observations."""
+    rng = np.random.default_rng(seed)
+    images = {k: rng.integers(0, 256, (50, *shape)).astype(np.uint8) for k, shape in policy.encoder.images.items()}
+    return {"vector": tf.random.stateless_normal([50, 3], [seed, 1], mean, deviation)} | images
 
 
 def inputs(policy, count=6):
@@ -93,7 +100,7 @@ def test_an_actor_of_its_own_changes_with_set_weights_only(kind):
     obs, noise = inputs(learner)
     before = acted(actor, obs, noise)
     learner.network.assign(learner.network.theta() * 1.5)
-    learner.normalizer.commit(tf.random.stateless_normal([50, 3], [3, 1], 4.0), tf.ones(50))
+    learner.normalizer.commit(features(learner, 3, 4.0), tf.ones(50))
     assert acted(actor, obs, noise) == before
     actor.set_weights(learner.get_weights())
     expected = acted(make_actor(learner), obs, noise)

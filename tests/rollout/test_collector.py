@@ -125,7 +125,7 @@ def test_rows_that_are_not_finite_are_masked_and_counted(case, monkeypatch):
     assert source.collector.invalid == len(invalid)
     assert all(np.isfinite(x).all() for x in tf.nest.flatten(trajectory))
     obs = trajectory.obs["observation"][:-1, 0]
-    policy.normalizer.commit(policy.encoder.vector({"observation": obs}), tf.constant(trajectory.mask[:, 0]))
+    policy.normalizer.commit(policy.encoder({"observation": obs}), tf.constant(trajectory.mask[:, 0]))
     clean = obs[expected > 0]
     np.testing.assert_allclose(policy.normalizer.moments.mean, clean.mean(0), rtol=1e-6)
     np.testing.assert_allclose(policy.normalizer.moments.variance(), clean.var(0), rtol=1e-6)

@@ -25,7 +25,7 @@ def test_every_column_acts_as_its_candidate(case, changes):
     policy = make(case, **changes)
     obs = observations(case)
     if policy.normalizer.enabled.any():
-        policy.normalizer.commit(policy.encoder.vector(obs), tf.ones(40))
+        policy.normalizer.commit(policy.encoder(obs), tf.ones(40))
     each, together = population(policy)
     actor, alone = PopulationActor(policy.acting_spec()), ArrayActor(policy.acting_spec())
     actor.set_weights(together, B)

@@ -6,7 +6,7 @@ from trpo_tf.acting.arrays import cast
 
 # Names of the moments among the weights of a policy: count [], mean [D] and m2 [D], float64.
 MOMENTS = ("normalizer/count", "normalizer/mean", "normalizer/m2")
-_CLIP = 10.0  # of normalised features (Engstrom et al. 2020)
+CLIP = 10.0  # of normalised features (Engstrom et al. 2020)
 _BOUND = 1e6  # of features that are not standardised, so that no request can overflow a network
 
 
@@ -29,7 +29,7 @@ def constants(count, mean, m2, enabled: np.ndarray, xp=np) -> tuple:
     if not enabled.all():
         mean = xp.where(enabled, mean, xp.zeros_like(mean))
         scale = xp.where(enabled, scale, xp.ones_like(scale))
-    return mean, scale, np.where(enabled, _CLIP, _BOUND)
+    return mean, scale, np.where(enabled, CLIP, _BOUND)
 
 
 def standardize(features, constants: tuple, xp=np):
@@ -48,4 +48,4 @@ def float32_is_enough(count, mean, m2) -> np.ndarray:
     Of observations within ten standard deviations of the mean. Arguments as `constants`.
     """
     std = np.sqrt(variance(count, m2) + 1e-8)
-    return (np.abs(mean) + _CLIP * std) * 2.0**-24 <= 1e-3 * std
+    return (np.abs(mean) + CLIP * std) * 2.0**-24 <= 1e-3 * std

@@ -176,7 +176,9 @@ class PolicyConfig(Record):
         -0.5, "initial log standard deviation (A20: about -0.7)", low=-10, high=5, search=("linear", -2, 0)
     )
     normalize_obs: bool = setting(
-        True, "standardise observations by running moments, clipped at 10 (E20)", structural=True
+        True,
+        "standardise observations by running moments, clipped at 10 (E20); numbers of an image share a deviation",
+        structural=True,
     )
     rescale_action: bool = setting(
         False,

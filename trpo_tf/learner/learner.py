@@ -165,9 +165,9 @@ class Learner(tf.Module):
         faults.point("policy_step")
         metrics = self._policy_step(prepared, seed) | {"rewards/committed": prepared.rewards_committed}
         faults.point("commit")
-        if self.policy.normalizer.enabled.any():
-            vectors = {name: obs[name] for name in self.policy.encoder.vectors}
-            metrics["normalizer/committed"] = self._commit(vectors, tensors.mask)
+        if self.policy.normalizer.active:
+            seen = {name: obs[name] for name in self.policy.encoder.leaves}
+            metrics["normalizer/committed"] = self._commit(seen, tensors.mask)
         if branches is not None:
             metrics["vine/states"] = tf.math.count_nonzero(prepared.batch.weights[:: branches.behavior_logp.shape[1]])
         metrics = self._checked(_numbers(metrics))
@@ -261,7 +261,7 @@ class Learner(tf.Module):
             self._group,
         )
 
-    def _timed_fit(self, value_batch: ValueBatch, constants: tuple, seed, learning_rate) -> dict[str, float]:
+    def _timed_fit(self, value_batch: ValueBatch, constants: dict, seed, learning_rate) -> dict[str, float]:
         faults.point("value_fit")
         start = time.perf_counter()
         with self._fitted.on_failure():
@@ -277,7 +277,7 @@ class Learner(tf.Module):
         order = value_fit.minibatch_order(config.value_epochs, sequences, size, key)
         return layout.rows_of_sequences(order // envs * layout.columns + order % envs)
 
-    def _fit(self, batch: ValueBatch, constants: tuple, order, learning_rate) -> dict[str, tf.Tensor]:
+    def _fit(self, batch: ValueBatch, constants: dict, order, learning_rate) -> dict[str, tf.Tensor]:
         policy, length = self.policy, self._layout.length
         before = explained_variance(batch.returns, batch.values, batch.mask)
 
@@ -315,7 +315,7 @@ class Learner(tf.Module):
 
         def merge() -> tuple:
             chunks.for_each(
-                lambda rows, mask: policy.normalizer.commit(policy.encoder.vector(rows), mask),
+                lambda rows, mask: policy.normalizer.commit(policy.encoder(rows), mask),
                 {name: self._layout.flat(x[:, new]) for name, x in obs.items()},
                 tf.reshape(mask[:, new], [-1]),
                 self._chunk,

@@ -41,7 +41,7 @@ class Prepared(NamedTuple):
 
     batch: Batch  # with chunk_size its features are (): `with_features` puts observations there
     value_batch: ValueBatch  # likewise
-    constants: tuple  # shift, scale and bound of the normaliser with chunk_size; else ()
+    constants: dict[str, tuple]  # of the normaliser with chunk_size; else empty
     advantage_std: tf.Tensor  # scalar float64, in standard deviations of the discounted return
     rewards_committed: tf.Tensor  # scalar int32, 1 where the reward moments took the new rollout into account
     stale: Stale | None  # None where every transition is fresh
@@ -81,7 +81,7 @@ class Preparation:
             rows = {name: tf.gather(x, prepared.rows) for name, x in rows.items()}
         return prepared._replace(batch=prepared.batch._replace(features=rows), value_batch=value_batch)
 
-    def features(self, rows: dict[str, tf.Tensor], constants: tuple) -> dict[str, tf.Tensor]:
+    def features(self, rows: dict[str, tf.Tensor], constants: dict) -> dict[str, tf.Tensor]:
         """What networks take: rows of features as they are, rows of observations (with constants) preprocessed."""
         return self.policy.preprocess(rows, constants) if constants else rows
 
@@ -102,7 +102,7 @@ class Preparation:
         """
         config, policy, layout = self._config, self.policy, self._layout
         obs = {name: layout.flat(x) for name, x in trajectory.obs.items()}
-        constants: tuple = ()
+        constants: dict[str, tuple] = {}
         if self._chunk:
             constants = policy.normalizer.constants()
         else:
@@ -128,7 +128,7 @@ class Preparation:
         unit = tf.cast(scale / self._reward_scaler.std(), tf.float64)
         return Prepared(batch, value_batch, constants, estimate.advantage_std * unit, committed, found, rows)
 
-    def _values(self, obs: dict, constants: tuple) -> tuple[tf.Tensor, tf.Tensor | None]:
+    def _values(self, obs: dict, constants: dict) -> tuple[tf.Tensor, tf.Tensor | None]:
         """V [T+1, W] of flat obs [(T+1) W, ...], and with a shared torso its outputs [(T+1) W, D].
 
         Rows are sequences of one here: the recurrent states before them are those that the actor went through.
@@ -137,7 +137,7 @@ class Preparation:
         values, hidden = self._flat_values(obs, (layout.time + 1) * layout.columns, constants)
         return tf.reshape(values, [layout.time + 1, layout.columns]), hidden
 
-    def _flat_values(self, obs: dict, rows: int, constants: tuple) -> tuple[tf.Tensor, tf.Tensor | None]:
+    def _flat_values(self, obs: dict, rows: int, constants: dict) -> tuple[tf.Tensor, tf.Tensor | None]:
         """V [rows] of flat obs [rows, ...], and with a shared torso its outputs [rows, D]."""
         policy = self.policy
 
@@ -152,7 +152,7 @@ class Preparation:
             values = by_chunks(policy.values)
         return values, hidden
 
-    def _vine(self, branches: Branches, mask: tf.Tensor, constants: tuple) -> tuple[Estimate, tf.Tensor]:
+    def _vine(self, branches: Branches, mask: tf.Tensor, constants: dict) -> tuple[Estimate, tf.Tensor]:
         """The Estimate of branches [S, K], and the row of the trajectory that each begins in, [S K]. mask: [T, B]."""
         states, actions = branches.behavior_logp.shape
         end = {name: self._layout.flat(x) for name, x in branches.end_obs.items()}
@@ -197,7 +197,7 @@ class Preparation:
             metrics |= staleness.spread(everything, count, lag)
         return estimate, Stale(layout.batch(given.behavior_params), found.new_advantage, metrics, lag)
 
-    def _compare(self, trajectory: Trajectory, behavior_params, obs: dict, constants: tuple) -> Comparison:
+    def _compare(self, trajectory: Trajectory, behavior_params, obs: dict, constants: dict) -> Comparison:
         """The policy of now, as the policy step computes it, beside the one that acted. obs: flat, [>= N, ...]."""
         policy, layout, theta = self.policy, self._layout, self.policy.network.theta()
         params = chunks.apply(

@@ -38,7 +38,7 @@ def check_kind(argument: str, model: Any) -> None:
 
 def make_networks(
     distribution: ActionDistribution,
-    images: dict[str, tuple[int, ...]],
+    images: dict[str, tuple[tuple[int, ...], str]],
     config: PolicyConfig,
     seed: int,
     policy_model: keras.Model | None,
@@ -47,7 +47,7 @@ def make_networks(
     """The policy and value networks, without weights yet.
 
     Args:
-      images: shape of each image by name.
+      images: shape and dtype of each image by name.
       seed: of the initial weights.
       policy_model, value_model: of the user's, instead of those of `config`.
     """

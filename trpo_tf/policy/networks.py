@@ -27,7 +27,7 @@ class Network(keras.Model):
     other; the state before a sequence is that of its first sample.
 
     Args:
-      images: shape of each image by name.
+      images: shape and dtype of each image by name; uint8 ones become fractions of 255.
       hidden_sizes: units of the dense layers; the last are the recurrent core's where there is one.
       config: activation, network, image_encoder and layer_norm are read.
       head: the layers that end it.
@@ -38,8 +38,8 @@ class Network(keras.Model):
     def __init__(self, images: dict, hidden_sizes, config: PolicyConfig, head: list, seed: int, name: str):
         super().__init__(name=name)
         self.towers = {
-            image: _convolutions(shape, config, seed + 1000 * (k + 1), f"{name}_{image}")
-            for k, (image, shape) in enumerate(images.items())
+            image: _convolutions(shape, dtype, config, seed + 1000 * (k + 1), f"{name}_{image}")
+            for k, (image, (shape, dtype)) in enumerate(images.items())
         }
         self.body, self.core = [], None
         for index, units in enumerate(hidden_sizes):
@@ -153,15 +153,17 @@ class RecurrentCore(keras.layers.Layer):
         return ops.reshape(ops.stack(outputs, axis=1), [-1, self.cell.units]), state
 
 
-def _convolutions(shape: tuple[int, ...], config: PolicyConfig, seed: int, name: str) -> keras.Sequential:
-    """The image as fractions of 255, channels last, convolved.
+def _convolutions(shape: tuple[int, ...], dtype: str, config: PolicyConfig, seed: int, name: str) -> keras.Sequential:
+    """The image, channels last, convolved.
 
     Raises:
       UsageError: the image is too small.
     """
     layers, units = _CONVOLUTIONS[config.image_encoder]
-    stack = [keras.layers.Input(shape, dtype="uint8"), ChannelsLast(shape), keras.layers.Rescaling(1 / 255)]
+    stack = [keras.layers.Input(shape, dtype=dtype), ChannelsLast(shape)]
     sides = stack[1].shape[:2]
+    if dtype == "uint8":
+        stack.append(keras.layers.Rescaling(1 / 255))
     for index, (filters, size, stride) in enumerate(layers):
         if min(sides) < size:
             raise UsageError(

@@ -50,15 +50,19 @@ class Policy(tf.Module):
         self._config, self.shared = config, config.share_torso
         self.distribution = distributions.ActionDistribution(action_space, config)
         self.encoder = encoders.Encoder(observation_space, self.distribution.mask_size, config.image_encoder != "flat")
-        self.normalizer = normalizer.Normalizer(self.encoder.normalized & config.normalize_obs)
+        own = policy_network is None and value_network is None  # models of the user's take images as they are
+        images = self.encoder.images if own and config.normalize_obs else {}
+        self.normalizer = normalizer.Normalizer(self.encoder.normalized & config.normalize_obs, images)
         self.has_images = bool(self.encoder.images)
         if self.shared and (policy_network is not None or value_network is not None):
             raise UsageError("--share_torso goes with the networks of the flags, not with models of your own")
         construction.check_kind("policy_network", policy_network)
         construction.check_kind("value_network", value_network)
         with construction.keras_defaults():
+            dtypes = {True: "float32", False: "uint8"}
+            specs = {name: (shape, dtypes[name in images]) for name, shape in self.encoder.images.items()}
             policy, value = construction.make_networks(
-                self.distribution, self.encoder.images, config, seed, policy_network, value_network
+                self.distribution, specs, config, seed, policy_network, value_network
             )
         self.states = {f"{model.name}_state": model.state_size for model in (policy, value) if model.state_size}
         self.specs = {name: (leaf.shape, leaf.dtype) for name, leaf in self.encoder.leaves.items()}
@@ -89,10 +93,7 @@ class Policy(tf.Module):
 
     def preprocess(self, obs: dict, constants=None) -> dict[str, tf.Tensor]:
         """Observations to the networks' features; `constants`: the normaliser's, by default of now."""
-        features = self.encoder(obs)
-        if "vector" in features:
-            features["vector"] = self.normalizer(features["vector"], constants)
-        return features
+        return self.normalizer(self.encoder(obs), constants)
 
     def params(self, theta: tf.Tensor, features: dict, length: int = 1) -> tf.Tensor:
         """The distribution's parameters [N, K] under the network's parameters theta [P].
@@ -218,4 +219,7 @@ class Policy(tf.Module):
 
     def _moments(self) -> dict[str, tf.Variable]:
         moments = self.normalizer.moments
-        return dict(zip(MOMENTS, (moments.count, moments.mean, moments.m2), strict=True))
+        named = dict(zip(MOMENTS, (moments.count, moments.mean, moments.m2), strict=True))
+        for image, its in self.normalizer.images.items():
+            named |= {f"normalizer/{image}/{kind}": getattr(its, kind) for kind in ("count", "mean", "variance")}
+        return named

@@ -23,7 +23,7 @@ class ServedVariables(tf.Module):
 
     def __init__(self, policy: Policy):
         super().__init__(name="served")
-        self.normalizer: Any = policy.normalizer if policy.encoder.vectors else None  # images are not normalised
+        self.normalizer = policy.normalizer
         self.policy_variables, self.policy_fixed = _copies(policy.network.model)
         self.value_variables, self.value_fixed = _copies(policy.value_network.model)
 
@@ -204,8 +204,6 @@ class Signatures:
             possible = tf.where(tf.math.is_nan(obs[name]), 0.0, tf.clip_by_value(obs[name], -bound, bound))
             valid &= tf.reduce_all(possible == obs[name], -1)
             obs = obs | {name: possible}
-        features = encoder(obs)
-        if "vector" in features:
-            features["vector"] = self._served.normalizer(features["vector"])
+        features = self._served.normalizer(encoder(obs))
         rows = tf.shape(next(iter(obs.values())))[0]
         return features | {"is_first": tf.zeros([rows])}, valid
