@@ -27,7 +27,7 @@
    steps are those of the flags, whatever --only and --envs say. What is missing is named.
 
 All runs of an environment share its first recipe in recipes.py, of which max_kl and max_step are used by TRPO alone,
-with a Gaussian and without normalised layers, which were the defaults when the results were made (AS_COMPARED there).
+with a Gaussian and without normalised layers, which were the defaults when the results were made (BEFORE there).
 They are evaluated at the end only, 20 deterministic episodes. CartPole-v1 has a quarter of the steps. A run is a
 process with one thread for environments and one for TensorFlow's operations; with --jobs > 1 it keeps to its share of
 the cores. It uses no GPU, and no XLA, which on so short runs takes longer to compile than it saves. See runs.py.
@@ -44,7 +44,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import app, flags
 from against_report import best, report, scores
-from recipes import AS_COMPARED, FIRST
+from recipes import BEFORE, FIRST
 from runs import ONE_CORE, SHARED, Record, read_records, run_all
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,7 +107,7 @@ class Case(NamedTuple):
         """Beside those of the recipe."""
         algorithm = ALGORITHMS[self.algorithm]
         own = (f"--{setting}={self.value:g}" for setting in algorithm.settings)
-        return (*SHARED, *AS_COMPARED[self.recipe], f"--total_steps={self.steps}", *algorithm.flags, *own)
+        return (*SHARED, *BEFORE[self.recipe], f"--total_steps={self.steps}", *algorithm.flags, *own)
 
 
 class Plan(NamedTuple):

@@ -23,9 +23,14 @@ TABLE = {
     ("BipedalWalker-v3", "box2d"): (1_000_000, 200),
     ("Pong-v5", "atari"): (2_000_000, -10),
 }
-# By recipe: what results/against.json and results/vine.json were found with, where settings have changed since.
-AS_COMPARED = {
-    "mujoco": ("--action_distribution=gaussian", "--layer_norm=none"),
+# By recipe: settings as they were until November 2026. Others were measured with them: results/against.json and
+# results/vine.json; and returns.py --before compares with them. half_cheetah: the recipe mujoco of then.
+_PLAIN = ("--action_distribution=gaussian", "--layer_norm=none")
+BEFORE = {
+    "mujoco": _PLAIN,
+    "half_cheetah": (*_PLAIN, "--num_envs=16", "--gae_lambda=0.95", "--max_step=0.1"),
+    "ant": (*_PLAIN, "--gae_lambda=0.8"),
+    "swimmer": (*_PLAIN, "--noise_color=0"),
     "classic_control": ("--layer_norm=none",),
 }
 FIRST = {env: recipe for env, recipe in reversed(TABLE)}  # the first recipe of each environment

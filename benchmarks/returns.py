@@ -3,6 +3,7 @@
     python benchmarks/returns.py --seeds=reporting --jobs=2      # the README's table; hours
     python benchmarks/returns.py --jobs=2 --count=3 --envs=Hopper-v5,Ant-v5 --tried="" --tried="--gae_lambda=0.9"
     python benchmarks/returns.py --seeds=reporting --count=3 --jobs=2 --peer             # sb3-contrib; see peers.py
+    python benchmarks/returns.py --seeds=reporting --before --jobs=2 --envs=Hopper-v5    # recipes as they once were
     python benchmarks/returns.py --seeds=reporting --envs=       # a report of the records that are there
 
 Seeds 100 to 109 are for choosing settings, seeds 10 to 19 for reporting what the chosen ones reach: nothing is chosen
@@ -31,8 +32,8 @@ from typing import NamedTuple
 import peers
 from absl import app, flags
 from curves import area, on_grid
-from recipes import FIRST, TABLE
-from returns_report import PEER, draw, settings_table, table
+from recipes import BEFORE, BEST, FIRST, TABLE
+from returns_report import PEER, before, draw, gains, settings_table, table
 from runs import ONE_CORE, SHARED, Record, as_lines, ours, read_records, run_all
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +60,14 @@ class Case(NamedTuple):
     def flags(self) -> tuple[str, ...]:
         """Beside those of the recipe."""
         return (*SHARED, f"--total_steps={self.steps}", *shlex.split(self.tried))
+
+
+def before_cases(envs: Sequence[str], seeds: Iterable[int]) -> Iterator[Case]:
+    """The runs of the best recipes as they were before, where they have been changed."""
+    for seed in seeds:
+        for env, recipe in BEST.items():
+            if env in envs and recipe in BEFORE:
+                yield Case(env, recipe, seed, TABLE[env, recipe][0], before(recipe))
 
 
 def case_of(record: Record) -> Case:
@@ -120,10 +129,11 @@ def main(argv):
     seeds, path, work_dir = SEEDS[given.seeds], RESULTS / f"{given.seeds}.json", Path(given.work_dir)
     (work_dir / "records").mkdir(parents=True, exist_ok=True)
     known = {*load(path), *map(case_of, read_records(work_dir).values())}
+    wanted, train = cases(given.envs, given.recipes, given.tried, seeds[: given.count], given.steps), ours
     if given.peer:
         wanted, train = peer_cases(given.envs, seeds[: given.count], given.steps), peer
-    else:
-        wanted, train = cases(given.envs, given.recipes, given.tried, seeds[: given.count], given.steps), ours
+    elif given.before:
+        wanted = before_cases(given.envs, seeds[: given.count])
     missing = [case for case in wanted if case not in known]
     limits = start + (given.budget_seconds or math.inf), math.inf
     left, failed = run_all(missing, work_dir, given.jobs, *limits, train)
@@ -131,7 +141,7 @@ def main(argv):
     records = load(path) | {case: record for case, record in found.items() if case.seed in seeds}
     save(records, path)
     if given.seeds == "reporting":
-        text = table([*records.values()])
+        text = table([*records.values()]) + "\n" + gains([*records.values()])
         path.with_suffix(".md").write_text(text, encoding="utf-8")
         draw([*records.values()], ROOT / "docs" / "returns.png")
     else:
@@ -146,6 +156,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("count", 10, "how many of them, from the first one on", lower_bound=1)
     flags.DEFINE_list("envs", list(dict.fromkeys(env for env, _ in TABLE)), "environments to train on")
     flags.DEFINE_bool("peer", False, "train sb3-contrib with its recipes of rl-zoo instead; see benchmarks/peers.py")
+    flags.DEFINE_bool("before", False, "train the recipes as they were before the settings of recipes.BEFORE changed")
     flags.DEFINE_list("recipes", [], "recipes to train; empty: all of the environments")
     flags.DEFINE_multi_string("tried", [""], "settings in place of the recipe's; may be given several times")
     flags.DEFINE_integer("steps", 0, "environment steps of each run; 0: those of the recipe", lower_bound=0)

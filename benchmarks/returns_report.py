@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from against_report import draw_curves
 from curves import interquartile_mean, with_interval
-from recipes import BEST, TABLE
+from recipes import BEFORE, BEST, TABLE
 from runs import Record, finished, grouped
 
 Runs = list[Record]
@@ -41,6 +41,32 @@ def table(records: Runs) -> str:
             theirs = _of(finished(groups.get((env, PEER, steps), [])), "final")
             cells += [f"{f(theirs):.{digits}f}" for f in (np.mean, min)] if theirs else ["", ""]
             lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def before(recipe: str) -> str:
+    """What makes a recipe what it was before, as on a command line."""
+    return " ".join(BEFORE[recipe])
+
+
+def gains(records: Runs) -> str:
+    """The areas of the recipes beside those of the recipes before, with the ratios of their means."""
+    lines = ["| environment | runs | area | area before | ratio |", "|---|---|---|---|---|"]
+    compared = []
+    groups = grouped(records, "env", "recipe", "steps", "tried")
+    for env, recipe in BEST.items():
+        if recipe not in BEFORE:
+            continue
+        of = env, recipe, TABLE[env, recipe][0]
+        now, then = (finished(groups.get((*of, tried), [])) for tried in ("", before(recipe)))
+        if now and then:
+            areas = [_of(runs, "area") for runs in (now, then)]
+            compared += areas
+            means = (with_interval(area, digits=_digits(now)) for area in areas)
+            ratio = with_interval(*areas, statistic=_ratio, digits=2)
+            lines.append(f"| {env} | {len(now)}, {len(then)} | {' | '.join(means)} | {ratio} |")
+    if compared:
+        lines.append(f"| mean | | | | {with_interval(*compared, statistic=_ratio, digits=2)} |")
     return "\n".join(lines) + "\n"
 
 

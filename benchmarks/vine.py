@@ -20,7 +20,7 @@ from absl import app, flags
 from against import Case
 from against_report import as_json, draw_curves
 from curves import with_interval
-from recipes import AS_COMPARED
+from recipes import BEFORE
 from runs import ONE_CORE, SHARED, Record, finished, grouped, read_records, run_all
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +40,7 @@ class VineCase(Case):
     def flags(self) -> tuple[str, ...]:
         """Beside those of the recipe."""
         own = (*SAMPLING[self.algorithm], *OF_ENV.get(self.env, ()))
-        return (*SHARED, *AS_COMPARED[self.recipe], f"--total_steps={self.steps}", *own)
+        return (*SHARED, *BEFORE[self.recipe], f"--total_steps={self.steps}", *own)
 
 
 def table(records: list[Record]) -> list[str]:

@@ -118,6 +118,19 @@ def test_the_mean_over_tasks_is_that_of_ratios():
     assert numbers.settings_table(records).splitlines()[-1] == "| `a` | 2 | 1.50 |"
 
 
+def test_recipes_are_compared_with_those_before():
+    (case,) = returns.before_cases(["Hopper-v5", "Reacher-v5"], [10])
+    assert case[:4] == ("Hopper-v5", "mujoco", 10, 1_000_000)
+    given = cli.parse(Config, ["train", *case.flags])
+    assert (given["action_distribution"], given["layer_norm"]) == ("gaussian", "none")
+    records = [made_up(10, 1.0, 130.0), made_up(11, 1.0, 110.0)]
+    records += [made_up(seed, 1.0, 100.0, case.tried) for seed in (10, 11)]
+    *_, line, mean = numbers.gains(records).splitlines()
+    assert [cell.strip() for cell in line.strip("|").split("|")][:2] == ["Hopper-v5", "2, 2"]
+    assert line.split("|")[-2].strip() == mean.split("|")[-2].strip() == "1.20 (1.10 to 1.30)"
+    assert len(numbers.gains(records[:2]).splitlines()) == 2
+
+
 def test_the_picture_has_the_best_recipe_of_each_environment(tmp_path):
     numbers.draw([made_up(10, 1.0, 100.0), made_up(11, 1.0, 120.0)], tmp_path / "returns.png")
     assert (tmp_path / "returns.png").stat().st_size > 10_000
@@ -133,7 +146,8 @@ def test_what_has_a_record_is_not_run_again(tmp_path, monkeypatch):
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "one.json").write_text(json.dumps(made_up(101, 3.0, 4.0)))
     (tmp_path / "records" / "other.json").write_text(json.dumps(made_up(10, 5.0, 6.0)))
-    settings = {"envs": ["Hopper-v5"], "recipes": [], "tried": [""], "count": 4, "steps": 0, "peer": False}
+    settings = {"envs": ["Hopper-v5"], "recipes": [], "tried": [""], "count": 4, "steps": 0}
+    settings |= {"peer": False, "before": False}
     given = argparse.Namespace(seeds="choosing", work_dir=str(tmp_path), jobs=1, budget_seconds=0, **settings)
     monkeypatch.setattr(returns.flags, "FLAGS", given)
     assert returns.main([]) == 0
