@@ -44,7 +44,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import app, flags
 from against_report import best, report, scores
-from recipes import BEFORE, FIRST
+from recipes import BEFORE, RECIPE
 from runs import ONE_CORE, SHARED, Record, read_records, run_all
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,7 +94,7 @@ class Case(NamedTuple):
     @property
     def recipe(self) -> str:
         """The environment's first one."""
-        return FIRST.get(self.env, "mujoco")
+        return RECIPE.get(self.env, "mujoco")
 
     @property
     def name(self) -> str:

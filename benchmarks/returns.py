@@ -32,7 +32,7 @@ from typing import NamedTuple
 import peers
 from absl import app, flags
 from curves import area, on_grid
-from recipes import BEFORE, BEST, FIRST, TABLE
+from recipes import BEFORE, RECIPE, TABLE
 from returns_report import PEER, before, draw, gains, settings_table, table
 from runs import ONE_CORE, SHARED, Record, as_lines, ours, read_records, run_all
 
@@ -65,7 +65,7 @@ class Case(NamedTuple):
 def before_cases(envs: Sequence[str], seeds: Iterable[int]) -> Iterator[Case]:
     """The runs of the best recipes as they were before, where they have been changed."""
     for seed in seeds:
-        for env, recipe in BEST.items():
+        for env, recipe in RECIPE.items():
             if env in envs and recipe in BEFORE:
                 yield Case(env, recipe, seed, TABLE[env, recipe][0], before(recipe))
 
@@ -95,7 +95,7 @@ def cases(
 def peer_cases(envs: Sequence[str], seeds: Iterable[int], steps: int) -> Iterator[Case]:
     """The runs of sb3-contrib, with as many steps; it has no recipe for images."""
     for seed in seeds:
-        for env, recipe in FIRST.items():
+        for env, recipe in RECIPE.items():
             if env in envs and recipe != "atari":
                 yield Case(env, PEER, seed, steps or TABLE[env, recipe][0], "")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from against_report import draw_curves
 from curves import interquartile_mean, with_interval
-from recipes import BEFORE, BEST, TABLE
+from recipes import BEFORE, RECIPE, TABLE
 from runs import Record, finished, grouped
 
 Runs = list[Record]
@@ -54,7 +54,7 @@ def gains(records: Runs) -> str:
     lines = ["| environment | runs | area | area before | ratio |", "|---|---|---|---|---|"]
     compared = []
     groups = grouped(records, "env", "recipe", "steps", "tried")
-    for env, recipe in BEST.items():
+    for env, recipe in RECIPE.items():
         if recipe not in BEFORE:
             continue
         of = env, recipe, TABLE[env, recipe][0]
@@ -125,8 +125,8 @@ def draw(records: Runs, path: Path) -> None:
         r | {"algorithm": names[r["recipe"]], "value": 0}
         for r in finished(records)
         if not r["tried"]
-        and r["recipe"] in (PEER, BEST.get(r["env"]))
-        and r["steps"] == TABLE[r["env"], BEST[r["env"]]][0]
+        and r["recipe"] in (PEER, RECIPE.get(r["env"]))
+        and r["steps"] == TABLE[r["env"], RECIPE[r["env"]]][0]
     ]
     if runs:
-        draw_curves(runs, list(BEST), ["trpo_tf", PEER], path)
+        draw_curves(runs, list(RECIPE), ["trpo_tf", PEER], path)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from absl import app, flags
 from peers import ask, zoo
-from recipes import BEST, RECIPES
+from recipes import RECIPE, RECIPES
 
 from trpo_tf.run.metrics.csv import read_csv
 
@@ -47,7 +47,7 @@ def ours(env: str, seed: str) -> int | None:
     """
     with tempfile.TemporaryDirectory() as directory:
         wanted = [f"--env={env}", f"--seed={seed}", f"--total_steps={FLAGS.steps}", f"--run_dir={directory}/run"]
-        command = [sys.executable, "-m", "trpo_tf.train", f"--flagfile={RECIPES / BEST[env]}.flags", *wanted]
+        command = [sys.executable, "-m", "trpo_tf.train", f"--flagfile={RECIPES / RECIPE[env]}.flags", *wanted]
         process, running = subprocess.Popen(command, stdout=subprocess.DEVNULL), True
         while running:
             time.sleep(0.2)

@@ -29,12 +29,12 @@ def test_no_seed_is_for_choosing_and_for_reporting():
 
 
 def test_what_is_run_seed_after_seed():
-    found = [*returns.cases(["Hopper-v5", "HalfCheetah-v5"], ["mujoco"], ["", "--gae_lambda=0.9"], [100, 101], 0)]
+    found = [*returns.cases(["Hopper-v5", "Reacher-v5", "Ant-v5"], ["mujoco"], ["", "--gae_lambda=0.9"], [100, 101], 0)]
     assert [case[:3] for case in found[::2]] == [
+        ("Reacher-v5", "mujoco", 100),
         ("Hopper-v5", "mujoco", 100),
-        ("HalfCheetah-v5", "mujoco", 100),
+        ("Reacher-v5", "mujoco", 101),
         ("Hopper-v5", "mujoco", 101),
-        ("HalfCheetah-v5", "mujoco", 101),
     ]
     assert {case.steps for case in found} == {1_000_000}
     assert {case.steps for case in returns.cases(["Hopper-v5"], [], [""], [100], 5000)} == {5000}
@@ -119,7 +119,7 @@ def test_the_mean_over_tasks_is_that_of_ratios():
 
 
 def test_recipes_are_compared_with_those_before():
-    (case,) = returns.before_cases(["Hopper-v5", "Reacher-v5"], [10])
+    (case,) = returns.before_cases(["Hopper-v5", "LunarLander-v3"], [10])
     assert case[:4] == ("Hopper-v5", "mujoco", 10, 1_000_000)
     given = cli.parse(Config, ["train", *case.flags])
     assert (given["action_distribution"], given["layer_norm"]) == ("gaussian", "none")
@@ -131,7 +131,7 @@ def test_recipes_are_compared_with_those_before():
     assert len(numbers.gains(records[:2]).splitlines()) == 2
 
 
-def test_the_picture_has_the_best_recipe_of_each_environment(tmp_path):
+def test_the_picture_has_the_recipe_of_each_environment(tmp_path):
     numbers.draw([made_up(10, 1.0, 100.0), made_up(11, 1.0, 120.0)], tmp_path / "returns.png")
     assert (tmp_path / "returns.png").stat().st_size > 10_000
     numbers.draw([made_up(10, 1.0, 100.0, "--gae_lambda=0.9")], tmp_path / "none.png")
