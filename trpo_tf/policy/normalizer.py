@@ -48,7 +48,7 @@ class RunningMoments(tf.Module):
 class ImageMoments(tf.Module):
     """The mean of each number of an image of bytes, and one variance, that around those means over all numbers.
 
-    Merging is the same rule. All is float32. Before the first merge the mean is 0 and the deviation 255.
+    Merging is the same rule. All is float32.
 
     Args:
       shape: of an image, [...].
@@ -58,7 +58,7 @@ class ImageMoments(tf.Module):
         super().__init__(name=name)
         self.count = tf.Variable(0.0, trainable=False, name=f"{name}/count")
         self.mean = tf.Variable(tf.zeros(shape), trainable=False, name=f"{name}/mean")
-        self.variance = tf.Variable(255.0**2, trainable=False, name=f"{name}/variance")
+        self.variance = tf.Variable(0.0, trainable=False, name=f"{name}/variance")
 
     def merge(self, images: tf.Tensor, mask: tf.Tensor) -> None:
         """Adds the images [N, ...] uint8 whose mask [N] is 1."""
@@ -80,7 +80,8 @@ class Normalizer(tf.Module):
     """Standardises features: clip((x - mean) / sqrt(variance + 1e-8), -10, 10).
 
     Each number of the vector has moments of its own. Each number of an image has its own mean, so that what never
-    changes there is 0, and all of them share a variance, to which 1 is added for the rounding to bytes.
+    changes there is 0, and all of them share a variance, to which 1 is added for the rounding to bytes. Before the
+    first merge they are divided by 255.
 
     The moments move only in `commit`, between updates; a policy and the batch it made see the same ones. NaN becomes
     the mean, so the answer is finite for any input. Features that are not `enabled` are only made finite. Other
@@ -121,7 +122,8 @@ class Normalizer(tf.Module):
         mean, scale, bound = standardize.constants(count, mean, m2, self.enabled, tf)
         found: dict[str, tuple] = {"vector": (mean, scale, tf.constant(bound))}
         for name, moments in self.images.items():
-            found[name] = moments.mean.value(), tf.math.rsqrt(moments.variance + 1.0)
+            variance = tf.where(moments.count > 0, moments.variance.value(), 255.0**2)
+            found[name] = moments.mean.value(), tf.math.rsqrt(variance + 1.0)
         return found
 
     def commit(self, features: dict[str, tf.Tensor], mask: tf.Tensor) -> None:
