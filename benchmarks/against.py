@@ -26,7 +26,7 @@
 4. report: results/against.json, results/against.md, docs/against.png, docs/against_step_size.png, of all records whose
    steps are those of the flags, whatever --only and --envs say. What is missing is named.
 
-All runs of an environment share its first recipe in recipes.py, of which max_kl and max_step are used by TRPO alone,
+All runs of an environment share its recipe in recipes.py, of which max_kl and max_step are used by TRPO alone,
 with a Gaussian and without normalised layers, which were the defaults when the results were made (BEFORE there).
 They are evaluated at the end only, 20 deterministic episodes. CartPole-v1 has a quarter of the steps. A run is a
 process with one thread for environments and one for TensorFlow's operations; with --jobs > 1 it keeps to its share of
@@ -93,7 +93,7 @@ class Case(NamedTuple):
 
     @property
     def recipe(self) -> str:
-        """The environment's first one."""
+        """Of the environment."""
         return RECIPE.get(self.env, "mujoco")
 
     @property
@@ -107,7 +107,7 @@ class Case(NamedTuple):
         """Beside those of the recipe."""
         algorithm = ALGORITHMS[self.algorithm]
         own = (f"--{setting}={self.value:g}" for setting in algorithm.settings)
-        return (*SHARED, *BEFORE[self.recipe], f"--total_steps={self.steps}", *algorithm.flags, *own)
+        return (*SHARED, *BEFORE.get(self.recipe, ()), f"--total_steps={self.steps}", *algorithm.flags, *own)
 
 
 class Plan(NamedTuple):

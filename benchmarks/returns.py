@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
 
 def before_cases(envs: Sequence[str], seeds: Iterable[int]) -> Iterator[Case]:
-    """The runs of the best recipes as they were before, where they have been changed."""
+    """The runs of the recipes as they were before, where they have been changed."""
     for seed in seeds:
         for env, recipe in RECIPE.items():
             if env in envs and recipe in BEFORE:
